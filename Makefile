@@ -1,0 +1,40 @@
+# Two commands for a fresh machine: `make quickstart` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-fast lint protos bench setup clean
+
+setup: $(VENV)/.installed
+
+# Reinstalls only when what is to be installed has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[train,deepspeed,server,dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/grpo quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+# The tests that need no trainer and no subprocess ranks: seconds, for while you work.
+test-fast: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+protos: setup
+	$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=. --pyi_out=. --grpc_python_out=. \
+		protos/reward_server/v1/reward.proto
+
+bench: setup
+	for bench in tests/benchmarks/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

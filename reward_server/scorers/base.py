@@ -1,0 +1,134 @@
+"""What a scorer is: the one protocol that every kind fulfils, ours and a third party's.
+
+Owns the base class, the options that all scorers share, and the turning of raw return values into scores. Knows nothing
+of gRPC, of queues or of processes: a scorer says where it wants to run (`place`) and the service sees to it.
+
+Legend: G completions of a group.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reward_server.types import Group, Score, Status
+
+
+class Place(enum.Enum):
+    """Where a scorer runs, so that nothing blocks the server's event loop."""
+
+    LOOP = "loop"
+    """On the event loop: `score` is async, or takes microseconds."""
+    THREAD = "thread"
+    """In a thread of its own: a model that releases the GIL."""
+    WORKER = "worker"
+    """In a worker process's main thread: a synchronous function, which may hang and is then killed."""
+
+
+class ScorerOptions(BaseModel):
+    """The options that every scorer has. A kind adds its own by subclassing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: str = Field(description="Kind of the scorer: a built-in name, an entry point's, or module:attribute.")
+    name: str = Field(min_length=1, description="Name of the scorer in metrics and weights; unique on the server.")
+    weight: float = Field(1.0, allow_inf_nan=False, description="What the reward weighs this scorer's score by.")
+    timeout_s: float = Field(60.0, gt=0, description="Seconds that scoring one group may take once it runs.")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What `Scorer.score` returns: G scores, and what a function logged by TRL's `log_metric` and `log_extra`."""
+
+    scores: tuple[Score, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
+
+
+class Scorer(ABC, Generic[OptionsT]):
+    """One source of scores.
+
+    A third party's scorer subclasses this, names its options' class and implements `score`; it enters by the entry
+    point group `reward_server.scorers` or by `type: module:attribute`.
+
+    The life: built from options (cheap, no import of the user's code, no model), `load()` once in the process and place
+    where it will run, `score()` for each group, `close()`.
+    """
+
+    Options: ClassVar[type[ScorerOptions]] = ScorerOptions
+    place: Place = Place.WORKER
+    deterministic: bool = True
+    """The same group always gets the same scores."""
+    group_aware: bool = False
+    """A completion's score depends on its siblings."""
+
+    def __init__(self, options: OptionsT):
+        self.options = options
+
+    @property
+    def name(self) -> str:
+        return self.options.name
+
+    @property
+    def version(self) -> str:
+        """Changes when the scores may: goes into every response and into the configuration's digest."""
+        return "1"
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """Columns of the dataset without which this scorer cannot score."""
+        return ()
+
+    def load(self) -> None:  # noqa: B027 - most scorers have nothing to load
+        """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run."""
+
+    @abstractmethod
+    def score(self, group: Group) -> Result | Awaitable[Result]:
+        """Scores one group. May raise: the service turns that into FAILED for all G completions."""
+
+    def close(self) -> None:  # noqa: B027
+        """Frees what `load` took."""
+
+
+def to_score(value: Any) -> Score:
+    """One raw return value as a score: a finite number is OK, None is not applicable, all else is INVALID.
+
+    Takes what `torch.tensor` would take of a TRL reward function: int, float, bool, NumPy and torch scalars.
+    """
+    if value is None:
+        return Score(Status.NOT_APPLICABLE)
+    if isinstance(value, (str, bytes)):
+        return Score(Status.INVALID, message=f"returned the string {value!r:.80}, not a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return Score(Status.INVALID, message=f"returned {value!r:.80} of type {type(value).__name__}, not a number")
+    if not math.isfinite(number):
+        return Score(Status.INVALID, message=f"returned {number}, not a finite number")
+    return Score(Status.OK, number)
+
+
+def to_scores(values: Any, expected: int) -> tuple[Score, ...]:
+    """What a function returned for G completions, as G scores; a wrong number of them makes all G INVALID."""
+    try:
+        values = list(values)
+    except TypeError:
+        message = f"returned {values!r:.80} of type {type(values).__name__}, not a list of {expected} scores"
+        return failed(expected, Status.INVALID, message)
+    if len(values) != expected:
+        return failed(expected, Status.INVALID, f"returned {len(values)} scores for {expected} completions")
+    return tuple(to_score(value) for value in values)
+
+
+def failed(count: int, status: Status, message: str) -> tuple[Score, ...]:
+    """The same failure for `count` completions."""
+    return (Score(status, message=message),) * count

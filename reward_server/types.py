@@ -1,0 +1,167 @@
+"""The values that the service speaks of: a group, what its scores came to, and what a server is.
+
+Owns the dataclasses and nothing else. Knows nothing of protobuf, gRPC, configuration or scorers' kinds; imports nothing
+of ours.
+
+Legend: G completions of a group, S scorers.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+WIRE_VERSION = 1
+
+Message = Mapping[str, Any]
+"""One chat message as TRL holds it: role, content, and whatever else (tool_calls, name, …)."""
+
+Content = str | Sequence[Message]
+"""Standard text, or a conversation."""
+
+
+class Status(enum.IntEnum):
+    """What became of one (completion, scorer). The numbers are those of the wire."""
+
+    OK = 1
+    NOT_APPLICABLE = 2
+    INVALID = 3
+    TIMEOUT = 4
+    FAILED = 5
+
+    @property
+    def is_failure(self) -> bool:
+        """True for INVALID, TIMEOUT and FAILED: a score was due and there is none."""
+        return self not in (Status.OK, Status.NOT_APPLICABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one scorer says of one completion; `value` is a finite float if the status is OK and None otherwise."""
+
+    status: Status
+    value: float | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled output.
+
+    `token_ids` are absent unless they were asked for; `columns` holds what differs between siblings; `prompt` is given
+    only where it differs from the group's.
+    """
+
+    content: Content
+    token_ids: tuple[int, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    prompt: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt and its G completions: the unit that is scored, whole and once.
+
+    `columns` are the other columns of the prompt's dataset row; `scorers` the names of the scorers to run, none meaning
+    all of them.
+    """
+
+    prompt: Content
+    completions: tuple[Completion, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = ""
+    step: int = 0
+    group_id: str = ""
+    scorers: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """G."""
+        return len(self.completions)
+
+    def prompts(self) -> list[Content]:
+        """The prompt of each completion, G long."""
+        return [self.prompt if c.prompt is None else c.prompt for c in self.completions]
+
+    def contents(self) -> list[Content]:
+        """The text or messages of each completion, G long."""
+        return [c.content for c in self.completions]
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, G long. Raises KeyError where a completion has no such column."""
+        return [c.columns[name] if name in c.columns else self.columns[name] for c in self.completions]
+
+    def column_names(self) -> list[str]:
+        """Every column that the row or at least one completion has, the row's first, each once."""
+        return list(dict.fromkeys([*self.columns, *(name for c in self.completions for name in c.columns)]))
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerScores:
+    """What one scorer said of a whole group: G scores, and what its function logged by TRL's `log_metric`, `log_extra`.
+
+    `metrics` are means over the group; each of the `extra` columns is G long.
+    """
+
+    name: str
+    version: str
+    weight: float
+    scores: tuple[Score, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScores:
+    """The answer to a group: S scorers, in the order of the server's configuration."""
+
+    group_id: str
+    scorers: tuple[ScorerScores, ...]
+    config_digest: str = ""
+    queued_s: float = 0.0
+    compute_s: float = 0.0
+
+    def rewards(self) -> list[float | None]:
+        """The weighted sum of what is OK for each completion, G long; None where a score failed or none applies."""
+        return [_weighted_sum(self.scorers, index) for index in range(len(self.scorers[0].scores))]
+
+
+def _weighted_sum(scorers: Sequence[ScorerScores], index: int) -> float | None:
+    scores = [(scorer.weight, scorer.scores[index]) for scorer in scorers]
+    applicable = [(weight, score) for weight, score in scores if score.status is not Status.NOT_APPLICABLE]
+    if not applicable or any(score.value is None for _, score in applicable):
+        return None
+    return sum(weight * score.value for weight, score in applicable if score.value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerInfo:
+    """One scorer of a server. `kind` is its `type` in the configuration."""
+
+    name: str
+    kind: str
+    version: str
+    weight: float
+    deterministic: bool
+    group_aware: bool
+    required_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server takes: the longest request in bytes, the most completions in a group."""
+
+    max_group_bytes: int
+    max_completions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is. Two servers with the same `config_digest` give the same rewards."""
+
+    wire_version: int
+    server_version: str
+    config_digest: str
+    scorers: tuple[ScorerInfo, ...]
+    limits: Limits

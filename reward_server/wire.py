@@ -1,0 +1,274 @@
+"""Our types to protobuf and back; the only file that touches message fields.
+
+Owns the translation and the checks that a message needs before it is one of our types. Knows nothing of channels,
+servers or scorers.
+
+What JSON carries: columns, chat messages, extra columns. Integers of any size, nested lists, Unicode and null travel as
+they are; NaN and infinity are refused, since JSON has none. Text that UTF-8 cannot carry (a lone surrogate, which
+decoding a truncated completion can produce) travels as an escaped JSON string.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from reward_server.errors import InvalidGroupError
+from reward_server.types import (
+    WIRE_VERSION,
+    Completion,
+    Content,
+    Group,
+    GroupScores,
+    Limits,
+    Score,
+    ScorerInfo,
+    ScorerScores,
+    ServerInfo,
+    Status,
+)
+from reward_server.v1 import reward_pb2 as pb
+
+# ---------------------------------------------------------------------------------------------------------------- json
+
+
+def dump_json(value: Any, what: str) -> str:
+    """A JSON document; raises InvalidGroupError that names `what` and the offending place if `value` has none."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise InvalidGroupError(f"{what} cannot be written as JSON: {error}") from error
+
+
+def dump_columns(columns: Mapping[str, Any]) -> str:
+    """Columns as a JSON object, "" for none; an error names the column and the way out."""
+    if not columns:
+        return ""
+    try:
+        return json.dumps(columns, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError):
+        pass  # find out which column it is
+    for name, value in columns.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise InvalidGroupError(
+                f"column {name!r} cannot be sent to the reward service: {value!r:.80} of type {type(value).__name__} "
+                f"is not JSON ({error}); convert the column to text, numbers, lists or null, or drop it from the "
+                "dataset (reward_columns says which columns are sent)"
+            ) from error
+    raise AssertionError("a column set that is not JSON has a column that is not JSON")
+
+
+def _load_object(text: str, what: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    value = _load_json(text, what)
+    if not isinstance(value, dict):
+        raise InvalidGroupError(f"{what} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _load_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidGroupError(f"{what} is not JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+# ------------------------------------------------------------------------------------------------------------- content
+
+
+def _encode_content(content: Content, what: str) -> pb.Content:
+    if not isinstance(content, str):
+        return pb.Content(json=dump_json(list(content), what))
+    try:
+        return pb.Content(text=content)
+    except (UnicodeEncodeError, ValueError):  # a lone surrogate
+        return pb.Content(json=json.dumps(content))
+
+
+def _decode_content(message: pb.Content, what: str) -> Content:
+    kind = message.WhichOneof("kind")
+    if kind == "text":
+        return message.text
+    if kind is None:
+        raise InvalidGroupError(f"{what} is missing: set text or json")
+    content = _load_json(message.json, what)
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(item, dict) for item in content):
+        return content
+    raise InvalidGroupError(f"{what} must be text, a JSON string or a JSON list of messages")
+
+
+# --------------------------------------------------------------------------------------------------------------- group
+
+
+def encode_group(group: Group) -> pb.ScoreGroupRequest:
+    """A group as a request. Raises InvalidGroupError for what JSON cannot carry."""
+    return pb.ScoreGroupRequest(
+        wire_version=WIRE_VERSION,
+        run_id=group.run_id,
+        step=group.step,
+        group_id=group.group_id,
+        prompt=_encode_content(group.prompt, "the prompt"),
+        completions=[_encode_completion(completion, index) for index, completion in enumerate(group.completions)],
+        columns_json=dump_columns(group.columns),
+        scorers=group.scorers,
+    )
+
+
+def _encode_completion(completion: Completion, index: int) -> pb.Completion:
+    message = pb.Completion(
+        content=_encode_content(completion.content, f"completion {index}"),
+        token_ids=completion.token_ids,
+        columns_json=dump_columns(completion.columns),
+    )
+    if completion.prompt is not None:
+        message.prompt.CopyFrom(_encode_content(completion.prompt, f"the prompt of completion {index}"))
+    return message
+
+
+def decode_group(request: pb.ScoreGroupRequest) -> Group:
+    """A request as a group. Raises InvalidGroupError for what is no group."""
+    if not request.completions:
+        raise InvalidGroupError("a group needs at least one completion; this request has none")
+    return Group(
+        prompt=_decode_content(request.prompt, "the prompt"),
+        completions=tuple(_decode_completion(message, index) for index, message in enumerate(request.completions)),
+        columns=_load_object(request.columns_json, "columns_json"),
+        run_id=request.run_id,
+        step=request.step,
+        group_id=request.group_id,
+        scorers=tuple(request.scorers),
+    )
+
+
+def _decode_completion(message: pb.Completion, index: int) -> Completion:
+    what = f"completion {index}"
+    return Completion(
+        content=_decode_content(message.content, what),
+        token_ids=tuple(message.token_ids) or None,
+        columns=_load_object(message.columns_json, f"columns_json of {what}"),
+        prompt=_decode_content(message.prompt, f"the prompt of {what}") if message.HasField("prompt") else None,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+def encode_scores(scores: GroupScores) -> pb.ScoreGroupResponse:
+    """The answer to a group as a response."""
+    return pb.ScoreGroupResponse(
+        group_id=scores.group_id,
+        scorers=[_encode_scorer_scores(scorer) for scorer in scores.scorers],
+        config_digest=scores.config_digest,
+        queued_s=scores.queued_s,
+        compute_s=scores.compute_s,
+    )
+
+
+def _encode_scorer_scores(scorer: ScorerScores) -> pb.ScorerScores:
+    return pb.ScorerScores(
+        name=scorer.name,
+        version=scorer.version,
+        weight=scorer.weight,
+        scores=[
+            pb.Score(status=int(s.status), value=s.value, message=_as_utf8(s.message))  # type: ignore[arg-type]
+            for s in scorer.scores
+        ],
+        metrics=scorer.metrics,
+        extra_json=json.dumps(scorer.extra, allow_nan=False) if scorer.extra else "",
+    )
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def decode_scores(response: pb.ScoreGroupResponse) -> GroupScores:
+    """A response as the answer to a group."""
+    return GroupScores(
+        group_id=response.group_id,
+        scorers=tuple(_decode_scorer_scores(message) for message in response.scorers),
+        config_digest=response.config_digest,
+        queued_s=response.queued_s,
+        compute_s=response.compute_s,
+    )
+
+
+def _decode_scorer_scores(message: pb.ScorerScores) -> ScorerScores:
+    return ScorerScores(
+        name=message.name,
+        version=message.version,
+        weight=message.weight,
+        scores=tuple(_decode_score(score) for score in message.scores),
+        metrics=dict(message.metrics),
+        extra=json.loads(message.extra_json) if message.extra_json else {},
+    )
+
+
+def _decode_score(message: pb.Score) -> Score:
+    try:
+        status = Status(message.status)
+    except ValueError:  # a status of a later server: whatever it is, it is no score
+        return Score(Status.FAILED, message=f"unknown status {message.status}: {message.message}")
+    if status is Status.OK and not message.HasField("value"):
+        return Score(Status.INVALID, message="status OK without a value")
+    return Score(status, message.value if status is Status.OK else None, message.message)
+
+
+# ---------------------------------------------------------------------------------------------------------------- info
+
+
+def encode_info(info: ServerInfo) -> pb.GetServerInfoResponse:
+    """What a server is, as a response."""
+    return pb.GetServerInfoResponse(
+        wire_version=info.wire_version,
+        server_version=info.server_version,
+        config_digest=info.config_digest,
+        scorers=[
+            pb.ScorerInfo(
+                name=scorer.name,
+                kind=scorer.kind,
+                version=scorer.version,
+                weight=scorer.weight,
+                deterministic=scorer.deterministic,
+                group_aware=scorer.group_aware,
+                required_columns=scorer.required_columns,
+            )
+            for scorer in info.scorers
+        ],
+        limits=pb.Limits(
+            max_group_bytes=info.limits.max_group_bytes,
+            max_completions=info.limits.max_completions,
+        ),
+    )
+
+
+def decode_info(response: pb.GetServerInfoResponse) -> ServerInfo:
+    """A response as what a server is."""
+    return ServerInfo(
+        wire_version=response.wire_version,
+        server_version=response.server_version,
+        config_digest=response.config_digest,
+        scorers=tuple(
+            ScorerInfo(
+                name=scorer.name,
+                kind=scorer.kind,
+                version=scorer.version,
+                weight=scorer.weight,
+                deterministic=scorer.deterministic,
+                group_aware=scorer.group_aware,
+                required_columns=tuple(scorer.required_columns),
+            )
+            for scorer in response.scorers
+        ),
+        limits=Limits(response.limits.max_group_bytes, response.limits.max_completions),
+    )
