@@ -76,6 +76,36 @@ class Group:
     group_id: str = ""
     scorers: tuple[str, ...] = ()
 
+    @classmethod
+    def of_rows(
+        cls,
+        prompts: Sequence[Content],
+        contents: Sequence[Content],
+        token_ids: Sequence[Sequence[int]] | None = None,
+        columns: Sequence[Mapping[str, Any]] | None = None,
+        **names: Any,
+    ) -> Group:
+        """A group out of its G rows as a trainer holds them: what all rows share is said once.
+
+        `columns` holds each row's dataset columns; `names` are run_id, step, group_id and scorers.
+        """
+        columns = [{}] * len(prompts) if columns is None else columns
+        shared = {
+            name: value
+            for name, value in columns[0].items()
+            if all(name in row and _is_same(row[name], value) for row in columns[1:])
+        }
+        completions = tuple(
+            Completion(
+                content=content,
+                token_ids=None if token_ids is None else tuple(token_ids[index]),
+                columns={name: value for name, value in columns[index].items() if name not in shared},
+                prompt=None if _is_same(prompts[index], prompts[0]) else prompts[index],
+            )
+            for index, content in enumerate(contents)
+        )
+        return cls(prompts[0], completions, shared, **names)
+
     def __len__(self) -> int:
         """G."""
         return len(self.completions)
@@ -95,6 +125,13 @@ class Group:
     def column_names(self) -> list[str]:
         """Every column that the row or at least one completion has, the row's first, each once."""
         return list(dict.fromkeys([*self.columns, *(name for c in self.completions for name in c.columns)]))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    try:
+        return a is b or (type(a) is type(b) and bool(a == b))
+    except ValueError:  # arrays compare by element; they are no JSON either, and an error names them when they are sent
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,7 @@
+"""Clients of a reward service. Loads neither torch nor trl."""
+
+from reward_server.client.base import Endpoint
+from reward_server.client.clients import AsyncRewardClient, RewardClient
+from reward_server.client.remote_rewards import remote_rewards
+
+__all__ = ["AsyncRewardClient", "Endpoint", "RewardClient", "remote_rewards"]

@@ -1,0 +1,145 @@
+"""What every client shares: the target and options of its channel, and the two-way translation of a call.
+
+Owns endpoints, gRPC's service config (retries, balancing, health) and the turning of gRPC's codes into our errors. Opens
+nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+
+import grpc
+
+from reward_server import errors, wire
+from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
+from reward_server.v1 import reward_pb2 as pb
+
+Endpoint = str | Sequence[str]
+
+_SERVICE_CONFIG = json.dumps(
+    {
+        # Both are needed for traffic to leave a replica that turns NOT_SERVING (gRFC A17).
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": ""},
+        "methodConfig": [
+            {
+                "name": [{"service": "reward_server.v1.RewardService"}],
+                "retryPolicy": {
+                    "maxAttempts": 5,  # gRPC clamps to 5 (gRFC A6)
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "5s",
+                    "backoffMultiplier": 3,
+                    "retryableStatusCodes": errors.retryable_codes(),
+                },
+            }
+        ],
+        # A step's groups are in flight together and fail together when their replica dies; the budget outlasts that.
+        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
+    }
+)
+
+CHANNEL_OPTIONS = (
+    ("grpc.service_config", _SERVICE_CONFIG),
+    ("grpc.enable_retries", 1),
+    # Above the default of 256 KiB a request is silently never retried; groups of long completions are larger.
+    ("grpc.per_rpc_retry_buffer_size", 64 << 20),
+    ("grpc.max_send_message_length", -1),  # the server's own limit is checked before sending, and names itself
+    ("grpc.max_receive_message_length", -1),
+    # Finds a partition in half a minute instead of at the deadline.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # Back at a replica that returns within a second.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+def target_of(endpoint: Endpoint) -> str:
+    """The gRPC target of one or several endpoints.
+
+    One endpoint is `host:port` (a DNS name with several addresses is balanced over), `unix:path` or any gRPC target.
+    Several are `host:port` each, and are balanced over at the addresses that their names have now.
+    Raises ConfigError for what is neither.
+    """
+    endpoints = [endpoint] if isinstance(endpoint, str) else list(endpoint)
+    if not endpoints:
+        raise errors.ConfigError("no endpoint given: write host:port or unix:path")
+    if len(endpoints) == 1:
+        name = endpoints[0]
+        if name.startswith(("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")):
+            return name
+        _host_and_port(name)
+        return f"dns:///{name}"
+    return "ipv4:" + ",".join(address for name in endpoints for address in _addresses(name))
+
+
+def _host_and_port(name: str) -> tuple[str, int]:
+    host, colon, port = name.rpartition(":")
+    if not colon or not host or "/" in name or not port.isdigit() or not 0 < int(port) < 65536:
+        raise errors.ConfigError(f"endpoint {name!r} is neither host:port nor unix:path")
+    return host, int(port)
+
+
+def _addresses(name: str) -> list[str]:
+    host, port = _host_and_port(name.removeprefix("dns:///"))
+    try:
+        found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise errors.ConfigError(f"endpoint {name!r} cannot be resolved to an IPv4 address: {error}") from error
+    return [f"{address[4][0]}:{port}" for address in found]
+
+
+class BaseClient:
+    """What both clients share: where the server is, what it takes, and what its answers mean."""
+
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0):
+        """`timeout_s` is the deadline of a call that is given none."""
+        self.endpoint = endpoint if isinstance(endpoint, str) else ",".join(endpoint)
+        self.timeout_s = timeout_s
+        self._target = target_of(endpoint)
+        self._limits: Limits | None = None
+
+    def encode(self, group: Group) -> pb.ScoreGroupRequest:
+        request = wire.encode_group(group)
+        limits = self._limits
+        if limits is not None and request.ByteSize() > limits.max_group_bytes:
+            raise errors.GroupTooLargeError(
+                f"group {group.group_id!r} is {request.ByteSize()} bytes with its {len(group)} completions; the server "
+                f"at {self.endpoint} takes {limits.max_group_bytes}: raise limits.max_group_bytes in its "
+                "configuration, or send fewer columns"
+            )
+        return request
+
+    def decode(self, response: pb.ScoreGroupResponse, group: Group) -> GroupScores:
+        scores = wire.decode_scores(response)
+        lengths = {len(scorer.scores) for scorer in scores.scorers}
+        if scores.group_id != group.group_id or lengths != {len(group)}:
+            raise errors.CallError(
+                f"the server at {self.endpoint} answered group {group.group_id!r} of {len(group)} completions with "
+                f"scores for group {scores.group_id!r} of {sorted(lengths)}"
+            )
+        return scores
+
+    def decode_info(self, response: pb.GetServerInfoResponse) -> ServerInfo:
+        info = wire.decode_info(response)
+        if info.wire_version != WIRE_VERSION:
+            raise errors.WireVersionError(
+                f"the server at {self.endpoint} speaks wire version {info.wire_version} (software "
+                f"{info.server_version}), this client {WIRE_VERSION}: install the same grpo-plugin on both sides"
+            )
+        self._limits = info.limits
+        return info
+
+    def error_of(self, error: grpc.RpcError, timeout_s: float) -> errors.RewardServerError:
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return errors.DeadlineError(f"no answer from {self.endpoint} within {timeout_s:g} s")
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            return errors.WireVersionError(
+                f"what answers at {self.endpoint} is no reward service of wire version {WIRE_VERSION}: {details}"
+            )
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return errors.UnavailableError(f"no reward service answers at {self.endpoint}: {details}")
+        return errors.error_of(code, f"{self.endpoint}: {details}")
