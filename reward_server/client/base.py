@@ -1,7 +1,7 @@
 """What every client shares: the target and options of its channel, and the two-way translation of a call.
 
-Owns endpoints, gRPC's service config (retries, balancing, health) and the turning of gRPC's codes into our errors. Opens
-nothing itself.
+Owns endpoints, the service config of gRPC (retries, balancing, health) and the turning of its codes into our errors.
+Opens nothing itself.
 """
 
 from __future__ import annotations

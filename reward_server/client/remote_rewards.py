@@ -1,7 +1,7 @@
 """`remote_rewards`: the reward functions of a stock TRL trainer, answered by a reward service.
 
-Owns the cutting of TRL's rows into groups and the one call a group that the functions share. Knows TRL's reward function
-signature and imports nothing of it.
+Owns the cutting of TRL's rows into groups and the one call a group that the functions share. Knows the signature of a
+TRL reward function and imports nothing of TRL.
 """
 
 from __future__ import annotations

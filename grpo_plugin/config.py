@@ -1,0 +1,116 @@
+"""`RemoteGRPOConfig`: TRL's GRPOConfig and the fields that are ours, each documented once, in its help.
+
+Owns our fields and the checks that need no model, data or server. A plain `trl.GRPOConfig` works too: then every field
+of ours is at its default, which `setting` tells.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+KL_ANCHORS = ("reference", "old")
+
+
+@dataclass
+class RemoteGRPOConfig(GRPOConfig):
+    """The arguments of RemoteGRPOTrainer: all of `trl.GRPOConfig`, and these."""
+
+    reward_endpoint: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Where the reward service is: host:port, a DNS name whose addresses are balanced over, unix:path, "
+            "or several host:port. Without it and with reward_config, the trainer starts a service of its own."
+        },
+    )
+    reward_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration file of the embedded reward service, which the trainer starts as a child process on "
+            "a unix socket, once a node, and which ends with the trainer."
+        },
+    )
+    reward_scorers: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the service's scorers to use, in this order. All of them by default."},
+    )
+    reward_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Dataset columns to send to the service beside the prompt. All of them by default."},
+    )
+    reward_token_ids: bool = field(
+        default=False,
+        metadata={"help": "Whether the sampled token ids are sent too, for reward functions that use completion_ids."},
+    )
+    reward_timeout_s: float = field(
+        default=300.0,
+        metadata={
+            "help": "Seconds that a step's scores may take from the moment its groups are submitted, retries included."
+        },
+    )
+    reward_connect_timeout_s: float = field(
+        default=60.0,
+        metadata={"help": "Seconds that the service may take to answer, or the embedded one to load, at start-up."},
+    )
+    kl_anchor: str = field(
+        default="reference",
+        metadata={
+            "help": "What the KL term of weight beta pulls towards: 'reference', the reference model, as in TRL; or "
+            "'old', the policy that sampled the completions, which needs no reference model in memory.",
+            "choices": list(KL_ANCHORS),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise self._explained(error) from error
+        for name in ("reward_endpoint", "reward_scorers", "reward_columns"):
+            value = getattr(self, name)
+            setattr(self, name, [value] if isinstance(value, str) else value)
+        self._check_ours()
+
+    def _explained(self, error: ValueError) -> ValueError:
+        """TRL's error, with the way out where we know it."""
+        batch, generations = self.generation_batch_size, self.num_generations
+        if batch and generations and batch % generations:
+            fitting = [number for number in range(2, batch + 1) if batch % number == 0]
+            return ValueError(
+                f"num_generations ({generations}) must divide the generation batch ({batch} = "
+                f"per_device_train_batch_size × processes × steps_per_generation); set it to one of {fitting}, or "
+                "change per_device_train_batch_size or gradient_accumulation_steps"
+            )
+        return error
+
+    def _check_ours(self) -> None:
+        if self.reward_endpoint and self.reward_config:
+            raise ValueError(
+                f"reward_endpoint ({', '.join(self.reward_endpoint)}) and reward_config ({self.reward_config}) exclude "
+                "each other: the first names a running service, the second starts one"
+            )
+        for name in ("reward_timeout_s", "reward_connect_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
+        if self.world_size > 1 and self.reward_timeout_s >= self.ddp_timeout:
+            raise ValueError(
+                f"reward_timeout_s ({self.reward_timeout_s:g}) would outlast the process group's own time-out, "
+                f"ddp_timeout ({self.ddp_timeout}): lower the first or raise the second"
+            )
+        if self.kl_anchor not in KL_ANCHORS:
+            raise ValueError(f"kl_anchor must be one of {', '.join(KL_ANCHORS)}, not {self.kl_anchor!r}")
+        if self.kl_anchor == "old" and self.beta == 0.0:
+            raise ValueError("kl_anchor='old' does nothing while beta is 0.0: set beta, or leave kl_anchor out")
+        if self.kl_anchor == "old" and self.sync_ref_model:
+            raise ValueError("sync_ref_model needs a reference model, and kl_anchor='old' has none: drop one of them")
+
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RemoteGRPOConfig)}
+
+
+def setting(args: GRPOConfig | None, name: str) -> Any:
+    """A field of ours from any GRPOConfig: its default where `args` is TRL's own or absent."""
+    return getattr(args, name, _DEFAULTS[name])

@@ -1,0 +1,127 @@
+"""Whole groups out of rows that are spread over ranks, and back.
+
+Owns the arithmetic of who holds which row, the one exchange of rows that a straddling group needs, and what a row of
+TRL's becomes on the wire (images become data URLs). Knows nothing of gRPC.
+
+TRL lays the global batch out so that the G rows of a group are contiguous, rank after rank:
+
+    rank          0          |          1          |          2            N = 3 rows a rank, G = 4
+    row       0    1    2    |    3    4    5      |    6    7    8  …
+    group     0    0    0    |    0    1    1      |    1    1    2  …
+
+A group belongs to the rank of its first row: group 0 to rank 0, which is handed row 3 by rank 1.
+
+Legend: N rows on this rank, G completions of a group, R = N × ranks rows of the global batch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from reward_server.types import Content, Group
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One completion as a trainer holds it. Travels between ranks."""
+
+    prompt: Content
+    content: Content
+    token_ids: Sequence[int] | None
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which rows and groups are whose: N rows on each of `ranks` ranks, G of them a group."""
+
+    rows: int
+    group_size: int
+    rank: int
+    ranks: int
+
+    def __post_init__(self) -> None:
+        if self.rows * self.ranks % self.group_size:
+            raise ValueError(
+                f"a batch of {self.rows * self.ranks} rows ({self.rows} on each of {self.ranks} ranks) does not hold "
+                f"whole groups of {self.group_size}: change the per-device batch size or the number of generations"
+            )
+
+    @property
+    def straddles(self) -> bool:
+        """Whether some group has rows on two ranks; the same on every rank."""
+        return self.ranks > 1 and self.rows % self.group_size != 0
+
+    @property
+    def groups(self) -> int:
+        """How many groups the global batch holds."""
+        return self.rows * self.ranks // self.group_size
+
+    @property
+    def first_row(self) -> int:
+        """The global number of this rank's first row."""
+        return self.rank * self.rows
+
+    def owned(self) -> range:
+        """The groups whose first row is on this rank."""
+        return range(self._first_group(self.rank), self._first_group(self.rank + 1))
+
+    def heads(self) -> int:
+        """How many of this rank's first rows belong to a group of an earlier rank."""
+        return min(self.rows, self._first_group(self.rank) * self.group_size - self.first_row)
+
+    def _first_group(self, rank: int) -> int:
+        """The first group that starts on `rank` or later."""
+        return -(-rank * self.rows // self.group_size)
+
+
+def whole_groups(
+    rows_N: Sequence[Row], layout: Layout, gather: Callable[[list[Any]], list[Any]]
+) -> dict[int, Sequence[Row]]:
+    """The G rows of each group that this rank owns, by the group's number in the global batch.
+
+    `gather` concatenates a list over the ranks; it is called on all of them or, where no group straddles, on none.
+    """
+    tails: dict[int, Row] = {}
+    if layout.straddles:
+        mine = [(layout.first_row + index, rows_N[index]) for index in range(layout.heads())]
+        tails = dict(gather(mine))
+    held = {layout.first_row + index: row for index, row in enumerate(rows_N)} | tails
+    size = layout.group_size
+    return {group: [held[row] for row in range(group * size, (group + 1) * size)] for group in layout.owned()}
+
+
+def make_group(rows_G: Sequence[Row], *, token_ids: bool, **names: Any) -> Group:
+    """The rows of one group as the service takes them. `names` are run_id, step, group_id and scorers."""
+    return Group.of_rows(
+        [with_data_urls(row.prompt) for row in rows_G],
+        [with_data_urls(row.content) for row in rows_G],
+        [row.token_ids or () for row in rows_G] if token_ids else None,
+        [row.columns for row in rows_G],
+        **names,
+    )
+
+
+def with_data_urls(value: Any) -> Any:
+    """A message tree in which each PIL image is a PNG data URL; the same object where there is none."""
+    if isinstance(value, Image.Image):
+        return _data_url(value)
+    if isinstance(value, Mapping):
+        changed = {key: with_data_urls(item) for key, item in value.items()}
+        return changed if any(changed[key] is not value[key] for key in value) else value
+    if isinstance(value, (list, tuple)):
+        items = [with_data_urls(item) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

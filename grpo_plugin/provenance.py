@@ -1,0 +1,76 @@
+"""Writes down which service scored a run, beside the run and each of its checkpoints, and compares on resuming.
+
+Owns the file `reward_service.json`. Knows nothing of calls or steps.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from reward_server.types import ServerInfo
+
+FILE_NAME = "reward_service.json"
+
+
+def describe(info: ServerInfo, scorer_names: list[str]) -> dict[str, Any]:
+    """What is written: the configuration's digest, and each scorer in use with its kind, version and weight."""
+    return {
+        "config_digest": info.config_digest,
+        "server_version": info.server_version,
+        "scorers": {
+            scorer.name: {"kind": scorer.kind, "version": scorer.version, "weight": scorer.weight}
+            for scorer in info.scorers
+            if scorer.name in scorer_names
+        },
+    }
+
+
+def write(description: dict[str, Any], folder: Path) -> None:
+    """Writes the description into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE_NAME).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The description that lies in a folder, None if there is none."""
+    path = folder / FILE_NAME
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed between two descriptions, a phrase each; empty if the digests are equal."""
+    if before["config_digest"] == now["config_digest"]:
+        return []
+    old, new = before["scorers"], now["scorers"]
+    found = [f"scorer {name!r} is gone" for name in old if name not in new]
+    found += [f"scorer {name!r} is new" for name in new if name not in old]
+    found += [
+        f"{key} of scorer {name!r} was {old[name][key]} and is {new[name][key]}"
+        for name in old
+        if name in new
+        for key in old[name]
+        if old[name][key] != new[name][key]
+    ]
+    return found or ["options of a scorer"]
+
+
+class ProvenanceCallback(TrainerCallback):
+    """Writes the description at the start of training and with each checkpoint, on the main process."""
+
+    def __init__(self, description: dict[str, Any]):
+        self.description = description
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            write(self.description, Path(args.output_dir))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            write(self.description, Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

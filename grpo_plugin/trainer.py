@@ -1,0 +1,324 @@
+"""`RemoteGRPOTrainer`: TRL's GRPOTrainer, with scores from a reward service.
+
+Short overrides around `super()`, each calling a room beside this one: `connection` (the service), `groups` (whole
+groups out of rows), `rewards` (submit, collect, agree), `provenance`. With no service named, every override hands
+straight on to TRL.
+
+One step, and where TRL 1.16's GRPOTrainer calls what:
+
+    _generate_and_score_completions
+      _generate                          completions exist          → submit the groups
+      _get_per_token_logps_and_entropies old and reference log-probs  (the service scores meanwhile)
+      _calculate_rewards                 TRL wants rewards          → local functions, then collect and agree
+    compute_loss                         the KL term                → anchored to the reference or to the old policy
+
+Legend: N rows on this rank, R rows of the global batch, S scorers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from grpo_plugin import provenance
+from grpo_plugin.config import setting
+from grpo_plugin.connection import Connection, check_columns, connect
+from grpo_plugin.groups import Layout, Row, make_group, whole_groups
+from grpo_plugin.rewards import Outcome, Pending, exchange, submit
+from reward_server.types import Group, Status
+
+logger = get_logger(__name__)
+
+# What TRL itself does not hand to reward functions as columns (GRPOTrainer._calculate_rewards), and the images, which
+# travel inside the prompt.
+_NOT_COLUMNS = frozenset({"prompt", "completion", "completion_ids", "image", "images"})
+
+
+class RemoteGRPOTrainer(GRPOTrainer):
+    """A drop-in `trl.GRPOTrainer` whose rewards may come from a reward service.
+
+    Takes all that TRL's trainer takes. `args` is a RemoteGRPOConfig, or a plain GRPOConfig (then every feature of ours
+    is at its default, and this is TRL's trainer number for number). With `args.reward_endpoint` or `args.reward_config`
+    set, each scorer of the service becomes one more reward function after the local `reward_funcs`, which may be left
+    out; the service's weights apply unless `args.reward_weights` names one for every function.
+
+    **KL.** TRL's term, the estimator k3 of Schulman (2020) as in eq. 4 of the GRPO paper (arXiv:2402.03300),
+
+        beta · ( π_a(o) / π_θ(o) − log( π_a(o) / π_θ(o) ) − 1 )      for each token o,
+
+    takes the reference model for the anchor π_a. With `kl_anchor="old"` it takes π_old, the policy that sampled, as the
+    method's source text has it: no reference model is loaded, and on the first update after sampling, where π_θ is
+    π_old, term and gradient are exactly zero.
+
+    Raises, on every rank together: ConfigError, ScorerLoadError, UnavailableError, WireVersionError when made;
+    ScoringFailedError in a step in which a score failed.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset
+        | IterableDataset
+        | DatasetDict
+        | IterableDatasetDict
+        | dict[str, Dataset | IterableDataset]
+        | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: list[Callable[..., Any]] | None = None,
+        rollout_func: Callable[..., dict[str, Any]] | None = None,
+        environment_factory: Any = None,
+    ):
+        self._connection = connect(args, args.distributed_state) if args is not None else None
+        self._pending: tuple[Pending, Layout] | None = None
+        self._inputs: list[dict[str, Any]] = []
+        self._submissions = 0
+        self._kl_beta = 0.0
+        if self._connection is not None:
+            weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
+            if rollout_func is None and environment_factory is None:
+                self._check_data(args, train_dataset)
+            local = _as_list(reward_funcs)
+            reward_processing_classes = self._processing_classes(reward_processing_classes, len(local))
+            reward_funcs = local + self._columns()
+            self._remote = slice(len(local), len(reward_funcs))
+            self._check_functions(args, reward_funcs)
+        with self._without_reference_model(args):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                tools=tools,
+                rollout_func=rollout_func,
+                environment_factory=environment_factory,
+            )
+        if self._connection is not None:
+            self._use_service(self._connection)
+
+    def close(self) -> None:
+        """Ends the embedded service and the connection; the trainer can score no more. Exiting does it too."""
+        if self._connection is not None:
+            self._connection.close()
+
+    # ------------------------------------------------------------------------------------------------------- start-up
+
+    def _use_service(self, connection: Connection) -> None:
+        if self.args.reward_weights is None:
+            self.reward_weights[self._remote] = torch.tensor([scorer.weight for scorer in connection.scorers])
+        names = [scorer.name for scorer in connection.scorers]
+        self._provenance = provenance.describe(connection.info, names)
+        self.add_callback(provenance.ProvenanceCallback(self._provenance))
+        logger.info(f"rewards come from {connection.client.endpoint}: {', '.join(names)}")
+
+    def _check_data(self, args: Any, dataset: Dataset | IterableDataset | None) -> None:
+        """Before the model is loaded: has the data what the scorers need, and can it be sent?"""
+        assert self._connection is not None
+        if dataset is None or dataset.column_names is None:
+            return
+        chosen = setting(args, "reward_columns")
+        columns = [name for name in dataset.column_names if name not in _NOT_COLUMNS]
+        columns = [name for name in columns if chosen is None or name in chosen]
+        check_columns(self._connection.scorers, columns, "the training data" if chosen is None else "reward_columns")
+
+    def _columns(self) -> list[Any]:
+        """One async reward function a scorer, TRL's own door for a remote score."""
+        assert self._connection is not None
+        return [self._column(scorer.name) for scorer in self._connection.scorers]
+
+    def _column(self, name: str) -> Any:
+        async def column(prompts: list[Any], **_: Any) -> list[float]:
+            assert self._pending is not None
+            await self._pending[0].arrived()
+            return [0.0] * len(prompts)  # `_calculate_rewards` puts the scores here once the ranks agree on them
+
+        column.__name__ = name
+        return column
+
+    def _processing_classes(self, given: Any, local: int) -> list[Any] | None:
+        if given is None:
+            return None
+        assert self._connection is not None
+        return _as_list(given) + [None] * len(self._connection.scorers)
+
+    def _check_functions(self, args: Any, reward_funcs: list[Any]) -> None:
+        names = [func if isinstance(func, str) else getattr(func, "__name__", repr(func)) for func in reward_funcs]
+        twice = sorted({name for name in names[self._remote] if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"{twice} name both a local reward function and a scorer of the service: rename one of them"
+            )
+        weights = args.reward_weights
+        if weights is not None and len(weights) != len(reward_funcs):
+            raise ValueError(
+                f"reward_weights has {len(weights)} values for {len(reward_funcs)} reward functions, the local ones "
+                f"first and then the service's scorers: {', '.join(names)}; leave it out to use the service's weights"
+            )
+
+    # ----------------------------------------------------------------------------------------------- submit and collect
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._inputs = inputs
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            self._inputs = []
+            if self._pending is not None:
+                self._pending[0].cancel()
+                self._pending = None
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        # Leans on TRL 1.16 (grpo_trainer.py:2193): called once a batch by `_generate_and_score_completions`, returning
+        # prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images.
+        generated = super()._generate(prompts)
+        if self._connection is not None:
+            _, completion_ids, _, completions, _, extra_fields, _, _ = generated
+            self._submit(prompts, completions, completion_ids, extra_fields)
+        return generated
+
+    def _submit(self, prompts: list[Any], completions: list[Any], ids: list[Any], extra: dict[str, Any]) -> None:
+        assert self._connection is not None
+        mode = "train" if self.model.training else "eval"
+        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        layout = Layout(len(prompts), group_size, self.accelerator.process_index, self.accelerator.num_processes)
+        columns_N = [self._row_columns(row, index, extra) for index, row in enumerate(self._inputs)]
+        rows_N = [Row(*row) for row in zip(prompts, completions, ids, columns_N, strict=True)]
+        groups = {
+            number: self._make_group(rows, f"{mode}-{self._submissions}-{number}")
+            for number, rows in whole_groups(rows_N, layout, gather_object).items()
+        }
+        self._submissions += 1
+        timeout_s = setting(self.args, "reward_timeout_s")
+        self._pending = (submit(self._connection.client, groups, timeout_s=timeout_s), layout)
+
+    def _row_columns(self, row: dict[str, Any], index: int, extra: dict[str, Any]) -> dict[str, Any]:
+        """A row's columns as TRL hands them to reward functions: the dataset's, and what a rollout function added."""
+        added = {
+            name: values[index] if isinstance(values, list) else values
+            for name, values in extra.items()
+            if not isinstance(values, list) or index < len(values)
+        }
+        chosen = setting(self.args, "reward_columns")
+        columns = {name: value for name, value in {**row, **added}.items() if name not in _NOT_COLUMNS}
+        return columns if chosen is None else {name: columns[name] for name in chosen if name in columns}
+
+    def _make_group(self, rows: Any, name: str) -> Group:
+        assert self._connection is not None
+        connection = self._connection
+        return make_group(
+            rows,
+            token_ids=setting(self.args, "reward_token_ids"),
+            run_id=connection.run_id,
+            step=self.state.global_step,
+            group_id=f"{connection.run_id}/{name}",
+            scorers=tuple(scorer.name for scorer in connection.scorers),
+        )
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        # Leans on TRL 1.16 (grpo_trainer.py:1579): runs every reward function, returns rewards_per_func of all ranks.
+        rewards_RS: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._pending is None:
+            return rewards_RS
+        outcome = self._collect(*self._pending)
+        values_RS = torch.tensor(outcome.values_RS(), dtype=rewards_RS.dtype, device=rewards_RS.device)
+        rewards_RS[:, self._remote] = values_RS
+        return rewards_RS
+
+    def _collect(self, pending: Pending, layout: Layout) -> Outcome:
+        assert self._connection is not None
+        names = [scorer.name for scorer in self._connection.scorers]
+        outcome = exchange(pending, layout, names, gather_object)
+        outcome.raise_failures()
+        self._record(outcome)
+        return outcome
+
+    def _record(self, outcome: Outcome) -> None:
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics["reward/latency_s"].append(outcome.latency_s)
+        metrics["reward/exposed_wait_s"].append(outcome.exposed_wait_s)
+        metrics["reward/groups"].append(outcome.layout.groups)
+        for status, count in outcome.statuses().items():
+            if status is not Status.OK:
+                metrics[f"reward/status/{status.name.lower()}"].append(count)
+        for name, values in outcome.metrics().items():
+            self._pending_metrics[name].extend(values)
+        for name, values in outcome.extra_N().items():
+            self._pending_extra_logs[name].extend(values)
+        changed = outcome.digests() - {self._provenance["config_digest"]}
+        if changed:
+            logger.warning(f"the reward service's configuration changed during the run: digest now {sorted(changed)}")
+
+    # ---------------------------------------------------------------------------------------------------------- KL term
+
+    @contextlib.contextmanager
+    def _without_reference_model(self, args: Any) -> Iterator[None]:
+        """Inside, `args.beta` is 0 if the anchor is the old policy: TRL then makes no reference model.
+
+        Leans on TRL 1.16 (grpo_trainer.py:957): `beta == 0.0` is what decides. Afterwards `self.beta` stays 0 but for
+        the loss, so that no reference log-probabilities are computed either.
+        """
+        if setting(args, "kl_anchor") != "old":
+            yield
+            return
+        self._kl_beta, args.beta = args.beta, 0.0
+        try:
+            yield
+        finally:
+            args.beta = self._kl_beta
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        if not self._kl_beta:
+            return super()._compute_loss(model, inputs)
+        if "old_per_token_logps" not in inputs:
+            # TRL leaves them out where the policy that samples is the one that is updated: the term is zero, and so is
+            # its gradient, 1 − π_old/π_θ.
+            self._metrics["train" if self.model.training else "eval"]["kl"].append(0.0)
+            return super()._compute_loss(model, inputs)
+        self.beta = self._kl_beta
+        try:
+            return super()._compute_loss(model, {**inputs, "ref_per_token_logps": inputs["old_per_token_logps"]})
+        finally:
+            self.beta = 0.0
+
+    # --------------------------------------------------------------------------------------------------------- resuming
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        before = provenance.read(Path(checkpoint)) if checkpoint and self._connection is not None else None
+        changes = provenance.differences(before, self._provenance) if before else []
+        if changes:
+            logger.warning(
+                f"{checkpoint} was trained on rewards of another configuration of the reward service: "
+                + "; ".join(changes)
+            )
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]
