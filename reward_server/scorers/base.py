@@ -13,11 +13,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from reward_server.types import Group, Score, Status
+from reward_server.errors import InvalidGroupError
+from reward_server.types import Content, Group, Score, Status
 
 
 class Place(enum.Enum):
@@ -40,6 +42,19 @@ class ScorerOptions(BaseModel):
     name: str = Field(min_length=1, description="Name of the scorer in metrics and weights; unique on the server.")
     weight: float = Field(1.0, allow_inf_nan=False, description="What the reward weighs this scorer's score by.")
     timeout_s: float = Field(60.0, gt=0, description="Seconds that scoring one group may take once it runs.")
+
+    _base_dir: str = PrivateAttr("")
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._base_dir = str((context or {}).get("base_dir", ""))
+
+    @property
+    def base_dir(self) -> Path:
+        """The configuration file's folder, in which relative paths are looked up first.
+
+        No part of the configuration's digest: the same options mean the same scores wherever the file lies.
+        """
+        return Path(self._base_dir)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +103,57 @@ class Scorer(ABC, Generic[OptionsT]):
         """Columns of the dataset without which this scorer cannot score."""
         return ()
 
-    def load(self) -> None:  # noqa: B027 - most scorers have nothing to load
+    @property
+    def concurrency(self) -> int | None:
+        """Most groups that may be in `score` at once; None leaves it to the server."""
+        return None
+
+    def column(self, group: Group, name: str) -> list[Any]:
+        """The values of a column, G long. Raises InvalidGroupError that names the column and those that are there."""
+        try:
+            return group.column(name)
+        except KeyError as error:
+            raise InvalidGroupError(
+                f"scorer {self.name!r} needs the column {name!r}, and the group has {group.column_names() or 'none'}; "
+                "add it to the dataset or rename one there, and see that it is sent to the service"
+            ) from error
+
+    def token_ids(self, group: Group) -> list[list[int]]:
+        """The token ids of each completion, G lists. Raises InvalidGroupError if they were not sent.
+
+        An empty completion has none to send: its list is empty.
+        """
+        if not any(completion.token_ids for completion in group.completions):
+            raise InvalidGroupError(
+                f"scorer {self.name!r} needs the completions' token ids, and they were not sent; have the trainer "
+                "send them"
+            )
+        return [list(completion.token_ids or ()) for completion in group.completions]
+
+    def load(self) -> None:
         """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run."""
 
     @abstractmethod
     def score(self, group: Group) -> Result | Awaitable[Result]:
         """Scores one group. May raise: the service turns that into FAILED for all G completions."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Frees what `load` took."""
+
+
+def text_of(content: Content) -> str:
+    """The text of a completion: itself, or what the assistant's messages of a conversation say, one after another."""
+    if isinstance(content, str):
+        return content
+    said = [message.get("content") for message in content if message.get("role", "assistant") == "assistant"]
+    return "".join(_text_of_message(parts) for parts in said)
+
+
+def _text_of_message(parts: Any) -> str:
+    """A message's content is text, null (only tool calls), or a list of parts of which some are text."""
+    if isinstance(parts, str):
+        return parts
+    return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in parts or ())
 
 
 def to_score(value: Any) -> Score:
