@@ -57,8 +57,9 @@ def scorer_class(type_name: str, base_dir: Path | None = None) -> type[Scorer]:
     if (entry_point := _entry_points().get(type_name)) is not None:
         return _checked(_load(entry_point), type_name)
     known = known_types()
+    hint = did_you_mean(type_name, known) or ";"
     raise ConfigError(
-        f"there is no scorer type {type_name!r}{did_you_mean(type_name, known) or '.'} Known types: {', '.join(known)}; "
+        f"there is no scorer type {type_name!r}{hint} known types: {', '.join(known)}; "
         "a class of your own is named as module:attribute or path/to/file.py:attribute"
     )
 
