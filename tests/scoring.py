@@ -59,3 +59,14 @@ def too_few(completions: list[Any], **_: Any) -> list[float]:
 def slow(completions: list[Any], **_: Any) -> list[float]:
     time.sleep(float(os.environ.get("SLOW_S", "0.5")))
     return vowels(completions)
+
+
+def never(completions: list[Any], **_: Any) -> list[None]:
+    return [None] * len(completions)
+
+
+def fails_on_eleven(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+    """Fails on one prompt of the dataset, so that one rank alone meets it."""
+    if any("11" in text_of(prompt) for prompt in prompts):
+        raise RuntimeError("eleven")
+    return vowels(completions)

@@ -1,0 +1,47 @@
+"""Fixtures that several files share: a tiny model on disk, and a reward server in a process of its own."""
+
+from __future__ import annotations
+
+import os
+
+# One thread each, here and in every child: two cores are shared by ranks, a server and its workers, and torch's threads
+# spin while they wait for one another. No hub here, and none is to be asked.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import save_tiny_model
+
+from reward_server.launch import ServerProcess, launch_server
+
+SCORING = Path(__file__).parent / "scoring.py"
+
+
+def function(name: str, **options: Any) -> dict[str, Any]:
+    """A function scorer of tests/scoring.py, for a server's configuration."""
+    return {"type": "function", "name": name, "function": f"{SCORING}:{name}", **options}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny causal LM and its tokenizer."""
+    return str(save_tiny_model(tmp_path_factory.mktemp("tiny-model")))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts servers of the given scorers; all of them end with the test."""
+    servers: list[ServerProcess] = []
+
+    def start(*scorers: dict[str, Any], listen: str | None = None, **config: Any) -> ServerProcess:
+        servers.append(launch_server({"scorers": list(scorers), "workers": 1, **config}, listen=listen, timeout_s=60))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

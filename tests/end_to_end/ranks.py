@@ -1,0 +1,71 @@
+"""What each rank of an end-to-end test runs under `accelerate launch`: trains as a JSON file says.
+
+    accelerate launch … tests/end_to_end/ranks.py SPEC.json
+
+The first rank writes the weights, the log, the completions and their advantages beside the spec.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import scoring
+from builders import make_dataset
+
+
+def fixed_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """Completions that depend on the prompt and the row's place in the global batch alone, not on the ranks."""
+    first = trainer.accelerator.process_index * len(prompts)
+    texts = [f"{prompt[-1]} and {'o' * ((first + index) * 7 % 5)}" for index, prompt in enumerate(prompts)]
+    tokenize = trainer.processing_class
+    completion_ids = [ids[:12] for ids in tokenize(text=texts)["input_ids"]]
+    logprobs = [[0.0] * len(ids) for ids in completion_ids]
+    return {"prompt_ids": tokenize(text=prompts)["input_ids"], "completion_ids": completion_ids, "logprobs": logprobs}
+
+
+def main(path: Path) -> None:
+    spec = json.loads(path.read_text())
+    remote = spec["trainer"] == "remote"
+    config, trainer_class = (RemoteGRPOConfig, RemoteGRPOTrainer) if remote else (GRPOConfig, GRPOTrainer)
+    trainer = trainer_class(
+        spec["model"],
+        reward_funcs=[getattr(scoring, name) for name in spec.get("rewards", [])] or None,
+        args=config(str(path.parent / "run"), **spec["args"]),
+        train_dataset=make_dataset(),
+        rollout_func=fixed_rollout if spec.get("fixed_rollout") else None,
+    )
+    batches: list[dict[str, Any]] = []
+    keep_batches(trainer, batches)
+    trainer.train()
+    state = trainer.accelerator.get_state_dict(trainer.model)  # gathers ZeRO-3's shards, so every rank calls it
+    if trainer.accelerator.is_main_process:
+        torch.save({name: value.float().cpu() for name, value in state.items()}, path.with_suffix(".pt"))
+        path.with_suffix(".out").write_text(json.dumps({"log": trainer.state.log_history, "batches": batches}))
+
+
+def keep_batches(trainer: Any, batches: list[dict[str, Any]]) -> None:
+    """Keeps each generation's completions and advantages, which TRL gathers over the ranks for its own log."""
+    generate = trainer._generate_and_score_completions
+
+    def keeping(inputs: Any) -> Any:
+        result = generate(inputs)
+        batches.append(
+            {"completions": list(trainer._logs["completion"]), "advantages": list(trainer._logs["advantages"])}
+        )
+        return result
+
+    trainer._generate_and_score_completions = keeping
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,80 @@
+"""The arrows between the rooms go one way, and the light part stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A room may import these rooms of ours and no others. Rooms that are missing here may import any of their package.
+ALLOWED = {
+    "reward_server/types.py": set(),
+    "reward_server/errors.py": set(),
+    "reward_server/wire.py": {"types", "errors", "v1"},
+    "reward_server/client": {"wire", "types", "errors", "v1", "client"},
+    "reward_server/launch.py": {"client", "types", "errors"},
+    "reward_server/scorers": {"scorers", "types", "errors"},
+    "reward_server/workers.py": {"scorers", "types", "errors", "worker_process", "results"},
+}
+PLUGIN_SEES = {"client", "launch", "types", "errors"}
+
+
+def files(room: str) -> list[Path]:
+    path = ROOT / room
+    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+
+
+def imported_rooms(path: Path, package: str) -> set[str]:
+    """The first names under `package` that a file imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
+            names = [f"{package}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+    return found
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
+    for path in files(room):
+        extra = imported_rooms(path, "reward_server") - ALLOWED[room] - {"__version__"}
+        assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
+
+
+def test_the_server_never_imports_the_plugin() -> None:
+    for path in files("reward_server"):
+        assert not imported_rooms(path, "grpo_plugin"), path
+        assert "import grpo_plugin" not in path.read_text(), path
+
+
+def test_the_plugin_sees_of_the_server_only_client_launch_types_and_errors() -> None:
+    for path in files("grpo_plugin"):
+        extra = imported_rooms(path, "reward_server") - PLUGIN_SEES
+        assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
+
+
+@pytest.mark.parametrize("module", ["reward_server.client", "reward_server.launch", "grpo_plugin", "grpo_plugin.cli"])
+def test_the_light_part_loads_neither_torch_nor_trl(module: str) -> None:
+    code = f"import {module}, sys; print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_only_the_wire_touches_message_fields() -> None:
+    for path in files("reward_server"):
+        if path.parent.name == "v1" or path.name == "wire.py":
+            continue
+        text = path.read_text()
+        for field in ("columns_json", "extra_json", "CopyFrom", "WhichOneof", "HasField"):
+            assert field not in text, f"{path.relative_to(ROOT)} touches {field}"
