@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
@@ -262,7 +261,7 @@ def _own_copy(content: Content) -> Content:
 
 
 class _Log:
-    """Collects what a function logs while it scores one group of `size` completions."""
+    """Collects what a function logs while it scores one group."""
 
     def __init__(self, size: int):
         self._size = size
@@ -278,20 +277,6 @@ class _Log:
         self._metrics[name].append(float(value))
 
     def result(self, values: Any) -> Result:
-        for column, logged in self._extra.items():
-            if len(logged) != self._size:
-                raise ValueError(f"log_extra({column!r}) got {len(logged)} values for {self._size} completions")
-        return Result(
-            scores=to_scores(values, self._size),
-            metrics={name: sum(logged) / len(logged) for name, logged in self._metrics.items()},
-            extra={column: [_as_json(value) for value in logged] for column, logged in self._extra.items()},
-        )
-
-
-def _as_json(value: Any) -> Any:
-    """The value if JSON carries it, its text otherwise: a table is for reading."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return str(value)
-    return value
+        """What the function returned, as scores, with what it logged."""
+        metrics = {name: sum(logged) / len(logged) for name, logged in self._metrics.items()}
+        return Result(to_scores(values, self._size), metrics, dict(self._extra))
