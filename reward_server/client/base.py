@@ -25,7 +25,8 @@ _SERVICE_CONFIG = json.dumps(
         "healthCheckConfig": {"serviceName": ""},
         "methodConfig": [
             {
-                "name": [{"service": "reward_server.v1.RewardService"}],
+                # GetServerInfo is not: who asks it wants to know at once.
+                "name": [{"service": "reward_server.v1.RewardService", "method": "ScoreGroup"}],
                 "retryPolicy": {
                     "maxAttempts": 5,  # gRPC clamps to 5 (gRFC A6)
                     "initialBackoff": "0.1s",
@@ -142,4 +143,6 @@ class BaseClient:
             )
         if code is grpc.StatusCode.UNAVAILABLE:
             return errors.UnavailableError(f"no reward service answers at {self.endpoint}: {details}")
+        if code is grpc.StatusCode.CANCELLED:
+            return errors.CallError(f"the call to {self.endpoint} was cancelled: {details}", code)
         return errors.error_of(code, f"{self.endpoint}: {details}")

@@ -101,8 +101,6 @@ class RewardClient(BaseClient):
             return
         try:
             future.set_result(self.decode(call.result(), group))
-        except grpc.FutureCancelledError:
-            future.set_exception(errors.CallError(f"the call to {self.endpoint} was cancelled by closing the client"))
         except grpc.RpcError as error:
             future.set_exception(self.error_of(error, timeout_s))
         except Exception as error:
