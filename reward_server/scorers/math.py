@@ -189,7 +189,7 @@ def _as_latex(answer: str) -> str | None:
         text = _THOUSANDS.sub("", text)
     text = re.sub(r"(?<![\d/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/])", r"\1\\frac{\2}{\3}", text)
     text = re.sub(r"(?<=\d)[eE]([-+]?\d+)\b", r"\\times 10^{\1}", text)
-    if not text or re.search(r"(?<![_^\d])\d+\s+[\d.]|\\d?binom", text):
+    if not re.search(r"[^\W_]", text) or re.search(r"(?<![_^\d])\d+\s+[\d.]|\\d?binom", text):
         return None  # "41 42": the parser would add or multiply; a binomial coefficient it would work out
     if (quantity := _UNIT.fullmatch(text)) is not None:
         return quantity["value"]
