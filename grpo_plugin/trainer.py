@@ -35,7 +35,9 @@ from grpo_plugin import provenance
 from grpo_plugin.config import setting
 from grpo_plugin.connection import Connection, check_columns, connect
 from grpo_plugin.groups import Layout, Row, make_group, whole_groups
-from grpo_plugin.rewards import Outcome, Pending, exchange, submit
+from grpo_plugin.outcome import Outcome
+from grpo_plugin.rewards import Pending, exchange, submit
+from reward_server.errors import ScoringFailedError
 from reward_server.types import Group, Status
 
 logger = get_logger(__name__)
@@ -253,7 +255,9 @@ class RemoteGRPOTrainer(GRPOTrainer):
         assert self._connection is not None
         names = [scorer.name for scorer in self._connection.scorers]
         outcome = exchange(pending, layout, names, gather_object)
-        outcome.raise_failures()
+        failures = outcome.summary()
+        if failures is not None:
+            raise ScoringFailedError(f"training stops on every rank, since {failures}")
         self._record(outcome)
         return outcome
 

@@ -10,8 +10,9 @@ import pytest
 from builders import make_scores
 
 from grpo_plugin.groups import Layout
-from grpo_plugin.rewards import CallFailure, Outcome, Pending, exchange
-from reward_server.errors import ScoringFailedError, UnavailableError
+from grpo_plugin.outcome import CallFailure, Outcome
+from grpo_plugin.rewards import Pending, exchange
+from reward_server.errors import UnavailableError
 from reward_server.types import GroupScores, Score, ScorerScores, Status
 
 
@@ -62,21 +63,27 @@ def test_failures_are_summed_up_by_kind_with_the_first_message_of_each() -> None
     bad = tuple(Score(Status.FAILED, message=f"KeyError: {index}") for index in range(2))
     broken = GroupScores("1", (ScorerScores("s0", "1", 1.0, bad), ScorerScores("s1", "1", 1.0, bad)))
     fine = make_scores([1.0, 1.0], [1.0, 1.0])
-    with pytest.raises(ScoringFailedError) as error:
-        outcome({0: fine, 1: broken, 2: CallFailure("DeadlineError", "late")}).raise_failures()
-    text = str(error.value)
-    assert "failed on 5 scores or groups of this step's 3 groups" in text
+    text = outcome({0: fine, 1: broken, 2: CallFailure("DeadlineError", "late")}).summary()
+    assert text is not None
+    assert "5 scores or groups of this step's 3 groups failed" in text
     assert "2 × scorer 's0' FAILED, the first: group 1, completion 0: KeyError: 0" in text
     assert "1 × DeadlineError, the first: group 2: late" in text
 
 
 def test_a_scorer_that_is_gone_is_a_failure() -> None:
-    with pytest.raises(ScoringFailedError, match="no longer has this scorer"):
-        outcome({0: make_scores([1.0, 1.0])}).raise_failures()
+    gone = outcome({0: make_scores([1.0, 1.0])})
+    assert "2 × scorer 's1' FAILED" in (gone.summary() or "")
+    assert gone.failed_BGS().tolist() == [[[False, True], [False, True]]]
 
 
 def test_not_applicable_is_no_failure() -> None:
-    outcome({0: make_scores([None, 1.0], [1.0, None])}).raise_failures()
+    assert outcome({0: make_scores([None, 1.0], [1.0, None])}).summary() is None
+
+
+def test_a_group_without_an_answer_failed_in_every_score_and_has_no_number() -> None:
+    lost = outcome({0: CallFailure("DeadlineError", "late")})
+    assert lost.failed_BGS().all()
+    assert all(math.isnan(value) for row in lost.values_RS() for value in row)
 
 
 def test_a_call_that_is_late_is_a_failure_and_is_cancelled() -> None:
