@@ -171,7 +171,25 @@ def _source(options: ClassifierOptions) -> str:
         return str(folder)
     if options.model.startswith((".", "/", "~")) or options.model.count("/") > 1:
         raise ScorerLoadError(f"model {options.model!r}: there is no such folder; give a folder or a name on the hub")
+    _ask_hub(options)
     return options.model
+
+
+def _ask_hub(options: ClassifierOptions) -> None:
+    """One short question whether the model exists: transformers asks for half a minute when the hub is out of reach."""
+    try:
+        from huggingface_hub import HfApi, try_to_load_from_cache  # noqa: PLC0415 - only where it runs
+
+        if not isinstance(try_to_load_from_cache(options.model, "config.json", revision=options.revision), str):
+            HfApi().model_info(options.model, revision=options.revision, timeout=10)
+    except Exception as error:  # of the hub's, of HTTP's and of the network's many kinds
+        raise ScorerLoadError(
+            f"model {options.model!r} is neither a folder nor to be had from the Hugging Face hub: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _device(options: ClassifierOptions) -> str:
@@ -204,8 +222,7 @@ def _load(source: str, options: ClassifierOptions) -> tuple[Any, Any]:
             f"type classifier needs transformers ({error}): pip install 'grpo-plugin[server]'"
         ) from error
     except (OSError, ValueError) as error:  # how transformers reports names, files and configs that it cannot use
-        reason = str(error).strip().partition("\n")[0]
-        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {reason}") from error
+        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {_first_line(error)}") from error
     except Exception as error:
         raise ScorerLoadError(f"model {options.model!r}: loading it raised\n{user_traceback(error)}") from error
     if missing := sorted(report["missing_keys"]):

@@ -46,7 +46,8 @@ _NUMBER = (
 )
 # A dollar sign opens a formula before a visible character and closes one behind a visible character and before no digit
 # (Pandoc's rule), so that "$48 and then $24" are two amounts.
-_FORMULA = r"\$\$.+?\$\$|\$(?=\S)[^$\n]+?(?<=\S)\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\]"
+# The bound keeps the search linear in the text: nothing longer than MAX_ANSWER_CHARS can be right.
+_FORMULA = r"\$\$.{1,500}?\$\$|\$(?=\S)[^$\n]{1,500}?(?<=\S)\$(?!\d)|\\\(.{1,500}?\\\)|\\\[.{1,500}?\\\]"
 _ITEM = rf"(?:{_FORMULA}|(?<![\w.]){_NUMBER})"
 _SEPARATOR = r"(?:\s*(?:,\s*(?:and|or)\b|,|;|\band\b|\bor\b)\s*|[ \t]+)"
 _PLAIN = re.compile(rf"{_ITEM}(?:{_SEPARATOR}{_ITEM})*", re.DOTALL)
