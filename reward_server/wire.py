@@ -14,7 +14,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from reward_server.errors import InvalidGroupError
+from google.protobuf.message import DecodeError
+
+from reward_server.errors import InvalidGroupError, WireVersionError
 from reward_server.types import (
     WIRE_VERSION,
     Completion,
@@ -133,6 +135,33 @@ def _encode_completion(completion: Completion, index: int) -> pb.Completion:
     if completion.prompt is not None:
         message.prompt.CopyFrom(_encode_content(completion.prompt, f"the prompt of completion {index}"))
     return message
+
+
+def parse_group(data: bytes) -> Group:
+    """A serialised request as a group. Raises WireVersionError, and InvalidGroupError for what is no group."""
+    try:
+        request = pb.ScoreGroupRequest.FromString(data)
+    except DecodeError as error:
+        raise InvalidGroupError(f"the request is no ScoreGroupRequest: {error}") from error
+    _check_version(request.wire_version)
+    return decode_group(request)
+
+
+def parse_info_request(data: bytes) -> None:
+    """Checks a serialised request for a server's info. Raises as `parse_group` does; 0 means unsaid, and passes."""
+    try:
+        request = pb.GetServerInfoRequest.FromString(data)
+    except DecodeError as error:
+        raise InvalidGroupError(f"the request is no GetServerInfoRequest: {error}") from error
+    _check_version(request.wire_version or WIRE_VERSION)
+
+
+def _check_version(version: int) -> None:
+    if version != WIRE_VERSION:
+        raise WireVersionError(
+            f"this server speaks wire version {WIRE_VERSION}, the caller {version or 'names none'}: install the same "
+            f"grpo-plugin on both sides, or have your own client set wire_version = {WIRE_VERSION}"
+        )
 
 
 def decode_group(request: pb.ScoreGroupRequest) -> Group:

@@ -1,0 +1,150 @@
+"""What a server is told to be: its configuration, read from YAML or a mapping and checked by field.
+
+Owns the file's shape and the messages about what is wrong in it. Each scorer's options are the registry's; what is
+listened on and how a server lives is `server`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+
+from reward_server.errors import ConfigError
+from reward_server.scorers.base import ScorerOptions
+from reward_server.scorers.registry import explain, parse_options
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+
+
+def _default_workers() -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cpus)
+
+
+class LimitsConfig(BaseModel):
+    """What a caller may send."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_group_bytes: int = Field(default=64 << 20, gt=0, lt=2**31, description="Longest serialised request, in bytes.")
+    max_completions: int = Field(default=4096, gt=0, description="Most completions in one group.")
+
+
+class ServerConfig(BaseModel):
+    """A server's whole configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scorers: tuple[SerializeAsAny[ScorerOptions], ...] = Field(
+        description="The scorers, each with type, name, weight and its own options."
+    )
+    workers: int = Field(
+        default_factory=_default_workers,
+        ge=1,
+        description="Worker processes for scorers that are synchronous code; each scores one group at a time.",
+    )
+    limits: LimitsConfig = Field(LimitsConfig(), description="What a caller may send.")
+    listen: tuple[str, ...] = Field(
+        (DEFAULT_LISTEN,), min_length=1, description="Addresses, each host:port or unix:path; port 0 takes a free one."
+    )
+    drain_grace_s: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="Seconds that calls in flight get to finish when the server stops."
+    )
+    allow_insecure: bool = Field(
+        False, description="Allow listening beyond this machine, where callers are neither authenticated nor encrypted."
+    )
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+def load_config(path: str | Path) -> ServerConfig:
+    """Reads a YAML (or JSON) file. Relative paths in it are looked up in its folder. Raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no configuration file {path} (working folder: {Path.cwd()})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error}") from error
+    return config_from_text(text, path.resolve().parent, source=str(path))
+
+
+def config_from_text(text: str, base_dir: Path | None = None, source: str = "configuration") -> ServerConfig:
+    """A configuration from YAML or JSON text. Raises ConfigError, which names `source` and the line."""
+    try:
+        mapping = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{source}{line}: not YAML: {error.problem or error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not YAML: {error}") from error
+    return config_from_mapping(mapping, base_dir, source)
+
+
+def config_from_mapping(mapping: Any, base_dir: Path | None = None, source: str = "configuration") -> ServerConfig:
+    """A configuration from what its file holds. Raises ConfigError that lists everything wrong, a line a field."""
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{source} must hold a mapping with the key `scorers`, not {mapping!r:.80}")
+    problems: list[str] = []
+    rest = {str(key): value for key, value in mapping.items() if key != "scorers"}
+    scorers = _parse_scorers(mapping, base_dir, problems)
+    try:
+        config = ServerConfig.model_validate({**rest, "scorers": scorers})
+    except ValidationError as error:
+        problems.append(explain(error, ServerConfig, "configuration").replace("configuration.", ""))
+    if problems:
+        lines = [line for problem in problems for line in problem.splitlines()]
+        raise ConfigError(
+            f"{source}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{source} cannot be used:", *lines])
+        )
+    return config
+
+
+def digest_of(scorers: Sequence[ScorerOptions], versions: Sequence[str]) -> str:
+    """SHA-256 over what decides the scores: every scorer's options and version, not where or how it is served."""
+    described = [
+        {"options": options.model_dump(mode="json"), "version": version}
+        for options, version in zip(scorers, versions, strict=True)
+    ]
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parse_scorers(mapping: Mapping[str, Any], base_dir: Path | None, problems: list[str]) -> tuple[ScorerOptions, ...]:
+    entries = mapping.get("scorers")
+    if entries is None or entries == []:
+        problems.append("scorers: a server needs at least one; add an entry with type and name")
+        return ()
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        problems.append(f"scorers must be a list of mappings, not {entries!r:.80}; begin each scorer with `- type:`")
+        return ()
+    scorers: list[ScorerOptions] = []
+    for index, entry in enumerate(entries):
+        try:
+            scorers.append(parse_options(entry, where=f"scorers[{index}]", base_dir=base_dir))
+        except ConfigError as error:
+            problems.append(str(error))
+    problems += _duplicates(entries)
+    return tuple(scorers)
+
+
+def _duplicates(entries: Sequence[Any]) -> list[str]:
+    first: dict[str, int] = {}
+    problems = []
+    for index, entry in enumerate(entries):
+        name = entry.get("name") if isinstance(entry, Mapping) else None
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            problems.append(
+                f"scorers[{index}].name: {name!r} is also the name of scorers[{first[name]}]; give each its own"
+            )
+    return problems

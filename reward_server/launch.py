@@ -1,0 +1,217 @@
+"""Starts a reward server as a child process, waits until it takes calls, and never leaves it behind.
+
+Owns the child's process, its socket and the folder that holds it. Reads no configuration itself: what is wrong with one
+is said by the child and raised here.
+
+    with launch_server("reward.yaml") as server:
+        client = RewardClient(server.endpoint)
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+
+from reward_server import errors
+
+_AT_ONCE_S = 5.0
+# A socket's path must fit into 104 bytes on macOS, 108 on Linux, the closing zero included.
+_LONGEST_SOCKET_PATH = 103
+
+
+class ServerProcess:
+    """A running server. It ends with `stop()`, with the `with` block, and with this process, however that ends."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, endpoints: list[str], config_digest: str):
+        self._process = process
+        self._folder = folder
+        self._owner_pid = os.getpid()
+        self.endpoints = endpoints
+        self.config_digest = config_digest
+        atexit.register(self.stop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def endpoint(self) -> str:
+        """Where a client finds it: `unix:path` or `host:port`."""
+        return self.endpoints[0]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs. Negative for a signal, as in `subprocess`."""
+        return self._process.poll()
+
+    def stop(self, grace_s: float = 10.0) -> int:
+        """Drains and ends it, at once after the grace, and returns the exit code. Calling it again does no harm.
+
+        In a forked child of the process that launched it nothing happens: the server is not the child's.
+        """
+        if os.getpid() != self._owner_pid:
+            return 0
+        atexit.unregister(self.stop)
+        code = _end(self._process, grace_s)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return code
+
+
+def launch_server(
+    config: str | Path | Mapping[str, Any],
+    *,
+    listen: str | None = None,
+    timeout_s: float = 120.0,
+    log_path: str | Path | None = None,
+) -> ServerProcess:
+    """Starts a server of this configuration and returns once it takes calls.
+
+    `config` is a file or what it would hold (relative paths are then looked up in the working folder). `listen` is
+    `host:port`, port 0 for a free one, or `unix:path`; unset, it is a unix socket that only this user can open. The
+    child's output goes to `log_path`, or to this process's standard error.
+
+    Raises ConfigError or ScorerLoadError with what the child says, UnavailableError if it is not ready in time.
+    """
+    folder = _private_folder()
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with _Ready() as ready, _config_file(config) as stdin, _log_file(log_path) as output:
+            source = "-" if isinstance(config, Mapping) else str(config)
+            process = _spawn(source, listen or f"unix:{folder}/socket", ready.child_fd, stdin, output, log_path is None)
+            answer = ready.wait(process, timeout_s, "its configuration" if source == "-" else source, log_path)
+        return ServerProcess(process, folder, answer["endpoints"], answer["config_digest"])
+    except BaseException:
+        if process is not None:
+            _end(process, grace_s=0)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _spawn(
+    source: str, listen: str, ready_fd: int, stdin: IO[bytes] | int, output: IO[bytes] | int, is_quiet: bool
+) -> subprocess.Popen[bytes]:
+    options = ["--listen", listen, "--ready-fd", str(ready_fd), "--exit-with-parent", str(os.getpid())]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "reward_server.cli", "serve", "--config", source, *options]
+        + (["--log-level", "warning"] if is_quiet else []),
+        stdin=stdin,
+        stdout=output,
+        stderr=output,
+        pass_fds=(ready_fd,),
+        # Reward code that this process can import, the child can.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        # A terminal's Ctrl-C is for the trainer: it still needs the scores of the step that it is in.
+        start_new_session=True,
+    )
+
+
+class _Ready:
+    """A pipe on which the child writes one line: where it listens, or what is wrong."""
+
+    def __enter__(self) -> Self:
+        self._fd, self.child_fd = os.pipe()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+        with contextlib.suppress(OSError):  # closed already if the child was awaited
+            os.close(self.child_fd)
+
+    def wait(
+        self, process: subprocess.Popen[bytes], timeout_s: float, source: str, log_path: str | Path | None
+    ) -> dict[str, Any]:
+        os.close(self.child_fd)  # so that the child's end is the pipe's
+        line = self._read_line(timeout_s)
+        if line is None:
+            raise errors.UnavailableError(
+                f"the reward server was not ready within {timeout_s:g} s: it was still loading the scorers of {source}; give "
+                "it longer if a model is large, or run `reward-server check` on the configuration"
+            )
+        if not line:
+            where = f"in {log_path}" if log_path else "above"
+            raise errors.UnavailableError(
+                f"the reward server of {source} ended before it was ready (exit code {process.wait(_AT_ONCE_S)}); its "
+                f"output is {where}"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise getattr(errors, answer["type"], errors.ScorerLoadError)(answer["error"])
+        return answer
+
+    def _read_line(self, timeout_s: float) -> bytes | None:
+        """The line; b"" if the child ended without one, None if the time is over."""
+        deadline = time.monotonic() + timeout_s
+        line = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._fd, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return None
+                if not (chunk := os.read(self._fd, 1 << 16)):
+                    return b""
+                line += chunk
+        return line
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> int:
+    """SIGTERM drains; a second one ends it at once; SIGKILL if even that does not."""
+    for wait_s in (grace_s, _AT_ONCE_S):
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+    process.kill()
+    return process.wait()
+
+
+def _private_folder() -> Path:
+    """A new folder that only this user can enter, with a path short enough for a socket in it."""
+    folder = tempfile.mkdtemp(prefix="reward-")
+    if len(os.fsencode(f"{folder}/socket")) > _LONGEST_SOCKET_PATH:
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="reward-", dir="/tmp")
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def _config_file(config: str | Path | Mapping[str, Any]) -> Iterator[IO[bytes] | int]:
+    """The child's standard input: a configuration that is in no file, else nothing."""
+    if not isinstance(config, Mapping):
+        yield subprocess.DEVNULL
+        return
+    try:
+        text = json.dumps(dict(config), default=os.fspath)
+    except (TypeError, ValueError) as error:
+        raise errors.ConfigError(f"the server's configuration must be what YAML could hold: {error}") from error
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
+
+
+@contextlib.contextmanager
+def _log_file(log_path: str | Path | None) -> Iterator[IO[bytes] | int]:
+    """The child's output: a file, or this process's standard error as the system knows it."""
+    if log_path is None:
+        yield 2
+        return
+    with open(log_path, "ab") as file:
+        yield file

@@ -1,0 +1,85 @@
+"""Ties the lives of processes together: knowing when one ends, and ending with one.
+
+Owns the operating system's calls for that. Knows nothing of what the processes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+async def ended(pid: int) -> None:
+    """Returns when the process has ended; at once if there is none. Does not reap a child."""
+    if not hasattr(os, "pidfd_open"):
+        await _ended_by_asking(pid)
+        return
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    except OSError:  # a kernel or sandbox without pidfd
+        await _ended_by_asking(pid)
+        return
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(pidfd, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+async def _ended_by_asking(pid: int) -> None:
+    """Where the system has no event for it: asks twice a second."""
+    while _exists(pid):  # noqa: ASYNC110 - there is nothing to wait on
+        await asyncio.sleep(0.5)
+
+
+def _exists(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):  # a child of ours that ended and is not reaped still "exists"
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def die_with_parent(parent_pid: int, lifeline_fd: int) -> None:
+    """Has the kernel kill this process when its parent ends, and ends it when the lifeline's other end closes.
+
+    The first holds even while C code keeps the interpreter's lock; the second where the kernel offers no such thing.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent_pid:  # it ended before the call
+            os._exit(1)
+    threading.Thread(target=_end_on_eof, args=(lifeline_fd,), name="lifeline", daemon=True).start()
+
+
+def _end_on_eof(fd: int) -> None:
+    os.read(fd, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def how_it_ended(returncode: int) -> str:
+    """`exit code 3`, or the name of the signal."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    return f"{name}, out of memory?" if name == "SIGKILL" else name

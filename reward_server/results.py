@@ -1,0 +1,147 @@
+"""What comes of asking a scorer: a checked result with its times, or the reason that there is none.
+
+Owns the border at which a scorer's answer, a third party's included, becomes ours: the right number of scores, finite,
+and nothing in it that cannot be sent. Knows nothing of where a scorer ran.
+
+Legend: G completions of a group.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reward_server.errors import InvalidGroupError
+from reward_server.scorers.base import Result, Scorer, failed, to_score
+from reward_server.types import Score, Status
+
+log = logging.getLogger("reward_server")
+
+_LONGEST_MESSAGE = 500
+
+
+class NoResultError(Exception):
+    """A scorer gave no result: it raised, outlasted its limit or took its process down.
+
+    `message` is one line for the caller; `details` is for the server's log; `retry_alone` says whether trying the
+    completions one by one can tell which of them it was.
+    """
+
+    def __init__(self, status: Status, message: str, details: str = "", retry_alone: bool = True):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.details = details
+        self.retry_alone = retry_alone
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A result, the seconds it waited for its turn and the seconds it took."""
+
+    result: Result
+    queued_s: float = 0.0
+    compute_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known of a scorer once it is loaded where it runs."""
+
+    version: str
+    required_columns: tuple[str, ...]
+    deterministic: bool
+    group_aware: bool
+
+
+def card_of(scorer: Scorer) -> Card:
+    """The card of a loaded scorer."""
+    return Card(
+        str(scorer.version), tuple(scorer.required_columns), bool(scorer.deterministic), bool(scorer.group_aware)
+    )
+
+
+def raised(error: BaseException) -> NoResultError:
+    """The exception that user code raised, as a failure. Raises it on if it blames the group itself."""
+    if isinstance(error, InvalidGroupError):
+        raise error
+    return NoResultError(Status.FAILED, one_line(error), "".join(traceback.format_exception(error)))
+
+
+def one_line(error: BaseException) -> str:
+    """`TypeError: what it says`, without line breaks or traceback."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return f"{name}: {text}"[:_LONGEST_MESSAGE] if text else name
+
+
+def over_limit(timeout_s: float, what_became: str = "", retry_alone: bool = True) -> NoResultError:
+    """The failure of a scorer that outlasted its time limit."""
+    message = f"no score within timeout_s = {timeout_s:g} s{what_became}"
+    return NoResultError(Status.TIMEOUT, message, retry_alone=retry_alone)
+
+
+def checked(answer: Any, expected: int) -> Result:
+    """A scorer's answer for `expected` completions, made safe to send. Raises TypeError for what is no Result."""
+    if not isinstance(answer, Result):
+        raise TypeError(f"Scorer.score returned {answer!r:.80} of type {type(answer).__name__}, not a Result")
+    scores = tuple(answer.scores)
+    if len(scores) != expected:
+        scores = failed(expected, Status.INVALID, f"returned {len(scores)} scores for {expected} completions")
+    elif not all(_is_sound(score) for score in scores):
+        scores = tuple(score if _is_sound(score) else _as_score(score) for score in scores)
+    if not answer.metrics and not answer.extra:
+        return Result(scores)
+    return Result(scores, _metrics(answer.metrics), _extra(answer.extra, expected))
+
+
+def _is_sound(score: Any) -> bool:
+    if type(score) is not Score or type(score.message) is not str:
+        return False
+    if score.status is Status.OK:
+        return type(score.value) is float and math.isfinite(score.value)
+    return score.value is None and isinstance(score.status, Status)
+
+
+def _as_score(score: Any) -> Score:
+    if not isinstance(score, Score):
+        return Score(Status.INVALID, message=f"returned {score!r:.80} of type {type(score).__name__}, not a Score")
+    if score.status is not Status.OK:
+        return Score(Status(score.status), None, str(score.message))
+    again = to_score(score.value)
+    return again if again.value is not None else Score(Status.INVALID, message=again.message or "OK without a value")
+
+
+def _metrics(metrics: Mapping[Any, Any]) -> dict[str, float]:
+    kept = {}
+    for name, value in metrics.items():
+        try:
+            kept[str(name)] = float(value)
+        except (TypeError, ValueError):
+            log.warning("metric %r is dropped: %.80r is no number", name, value)
+    return kept
+
+
+def _extra(extra: Mapping[Any, Any], expected: int) -> dict[str, Sequence[Any]]:
+    kept: dict[str, Sequence[Any]] = {}
+    for name, column in extra.items():
+        values = list(column) if isinstance(column, Sequence) and not isinstance(column, str) else [column]
+        if len(values) == expected:
+            kept[str(name)] = [_as_json(value) for value in values]
+        else:
+            log.warning("extra column %r is dropped: %d values for %d completions", name, len(values), expected)
+    return kept
+
+
+def _as_json(value: Any) -> Any:
+    if value is None or type(value) in (str, int, bool):
+        return value
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return str(value)

@@ -1,0 +1,221 @@
+"""The loaded scorers of one configuration, and what they say of a group.
+
+Owns admission, which scorers run, their running beside one another, and what becomes of a group whose scorer failed:
+the completions are tried one by one, so that a bad one costs its own score only. Knows nothing of gRPC or processes.
+
+    scorers = ScorerSet(config)
+    await scorers.load()
+    scorers.admit(group)                    raises InvalidGroupError
+    scores = await scorers.score(group)
+    await scorers.close()
+
+Legend: G completions of a group, S scorers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from reward_server import __version__
+from reward_server.config import ServerConfig, digest_of
+from reward_server.errors import GroupTooLargeError, InvalidGroupError
+from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
+from reward_server.results import Card, NoResultError, Timed
+from reward_server.scorers.base import Place, Result, Scorer, failed
+from reward_server.scorers.loading import did_you_mean
+from reward_server.scorers.registry import build
+from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo
+from reward_server.workers import WorkerPool
+
+log = logging.getLogger("reward_server")
+
+
+class ScorerSet:
+    """S scorers, each in its place."""
+
+    def __init__(self, config: ServerConfig):
+        self._config = config
+        self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
+        self._scorers = [build(options) for options in config.scorers]
+        in_workers = [scorer.options for scorer in self._scorers if scorer.place is Place.WORKER]
+        self._pool = WorkerPool(in_workers, config.workers) if in_workers else None
+        self._by_name: dict[str, _Served] = {}
+        self._info: ServerInfo | None = None
+
+    @property
+    def info(self) -> ServerInfo:
+        """What the server is. Known once loaded."""
+        assert self._info is not None, "load() comes first"
+        return self._info
+
+    @property
+    def scorers(self) -> Sequence[Scorer]:
+        """In the order of the configuration, loaded or not."""
+        return self._scorers
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return self._pool.pids if self._pool else []
+
+    async def load(self) -> None:
+        """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
+        try:
+            if self._pool:
+                await self._pool.start()
+            for scorer in self._scorers:
+                place = self._place(scorer)
+                self._by_name[scorer.name] = _Served(scorer, await place.load(), place)
+        except BaseException:
+            await self.close()
+            raise
+        infos = tuple(served.info for served in self._by_name.values())
+        digest = digest_of(self._config.scorers, [info.version for info in infos])
+        self._info = ServerInfo(WIRE_VERSION, __version__, digest, infos, self._limits)
+
+    async def close(self) -> None:
+        """Ends the workers and frees what the scorers hold."""
+        for served in self._by_name.values():
+            try:
+                await served.place.close()
+            except Exception:
+                log.exception("closing scorer %r raised", served.info.name)
+        if self._pool:
+            await self._pool.close()
+
+    def admit(self, group: Group) -> None:
+        """Raises InvalidGroupError for what cannot be scored here: too large, unknown scorer, missing column."""
+        if len(group) > self._limits.max_completions:
+            raise GroupTooLargeError(
+                f"group {group.group_id!r} has {len(group)} completions and this server takes "
+                f"{self._limits.max_completions}: raise limits.max_completions in its configuration"
+            )
+        for served in self._chosen(group):
+            for column in served.info.required_columns:
+                if column not in group.columns:
+                    served.scorer.column(group, column)  # raises unless each completion has its own
+
+    async def score(self, group: Group) -> GroupScores:
+        """What the chosen scorers say of the group, side by side. A failure is a status, never an exception.
+
+        Raises InvalidGroupError where a scorer finds that the group itself is at fault.
+        """
+        chosen = self._chosen(group)
+        if len(chosen) == 1:
+            answers = [await chosen[0].score(group)]
+        else:
+            answers = await _all(*(served.score(group) for served in chosen))
+        return GroupScores(
+            group.group_id,
+            tuple(
+                ScorerScores(
+                    served.info.name,
+                    served.info.version,
+                    served.info.weight,
+                    result.scores,
+                    result.metrics,
+                    result.extra,
+                )
+                for served, result in zip(chosen, (timed.result for timed in answers), strict=True)
+            ),
+            self.info.config_digest,
+            max(timed.queued_s for timed in answers),
+            max(timed.compute_s for timed in answers),
+        )
+
+    def _chosen(self, group: Group) -> list[_Served]:
+        if not group.scorers:
+            return list(self._by_name.values())
+        for name in group.scorers:
+            if name not in self._by_name:
+                raise InvalidGroupError(
+                    f"there is no scorer {name!r} on this server{did_you_mean(name, self._by_name)}; "
+                    f"it has {', '.join(self._by_name)}"
+                )
+        return [served for name, served in self._by_name.items() if name in group.scorers]
+
+    def _place(self, scorer: Scorer) -> Running:
+        if scorer.place is Place.LOOP:
+            return LoopPlace(scorer)
+        if scorer.place is Place.THREAD:
+            return ThreadPlace(scorer)
+        assert self._pool is not None
+        return WorkerPlace(scorer, self._pool)
+
+
+class _Served:
+    """One scorer in its place, with what a group is worth that it fails on."""
+
+    def __init__(self, scorer: Scorer, card: Card, place: Running):
+        self.scorer = scorer
+        self.place = place
+        self.info = ScorerInfo(
+            scorer.name,
+            scorer.options.type,
+            card.version,
+            scorer.options.weight,
+            card.deterministic,
+            card.group_aware,
+            card.required_columns,
+        )
+
+    async def score(self, group: Group) -> Timed:
+        try:
+            return await self.place.run(group)
+        except NoResultError as failure:
+            self._log(failure, group)
+            if self.info.group_aware or not failure.retry_alone or len(group) == 1:
+                return Timed(Result(failed(len(group), failure.status, failure.message)))
+            first = failure
+        return await self._score_one_by_one(group, first)
+
+    async def _score_one_by_one(self, group: Group, first: NoResultError) -> Timed:
+        alone = [dataclasses.replace(group, completions=(completion,)) for completion in group.completions]
+        answers = await _all(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
+        return Timed(
+            _joined([timed.result for timed in answers]),
+            max(timed.queued_s for timed in answers),
+            max(timed.compute_s for timed in answers),
+        )
+
+    async def _score_alone(self, group: Group, index: int, first: NoResultError) -> Timed:
+        try:
+            return await self.place.run(group)
+        except NoResultError as failure:
+            if failure.message != first.message:  # else the log has it, with its traceback
+                self._log(failure, group, f", completion {index} alone")
+            return Timed(Result(failed(1, failure.status, failure.message)))
+
+    def _log(self, failure: NoResultError, group: Group, which: str = "") -> None:
+        what = f"scorer {self.info.name!r}, group {group.group_id!r}{which}: {failure.status.name}"
+        log.warning("%s: %s%s", what, failure.message, f"\n{failure.details.rstrip()}" if failure.details else "")
+
+
+async def _all(*runs: Coroutine[Any, Any, Timed]) -> list[Timed]:
+    """All of them side by side; the first exception cancels the others and is raised as it is."""
+    tasks = [asyncio.create_task(run) for run in runs]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _joined(results: Sequence[Result]) -> Result:
+    """Results of one completion each as that of their group: metrics averaged, extra columns None where absent."""
+    metric_names = dict.fromkeys(name for result in results for name in result.metrics)
+    extra_names = dict.fromkeys(name for result in results for name in result.extra)
+    return Result(
+        tuple(score for result in results for score in result.scores),
+        {name: _mean([r.metrics[name] for r in results if name in r.metrics]) for name in metric_names},
+        {name: [r.extra[name][0] if name in r.extra else None for r in results] for name in extra_names},
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,162 @@
+"""The servicer: decode -> admit -> score -> encode, and every end of a call under one table of codes.
+
+Owns what happens between a request's bytes and a response's. Knows nothing of where scorers run (`scoring`) nor of
+ports, signals and health (`server`).
+
+A group that arrives again while it is being scored (a retry of a call that is still running) is scored once: both calls
+get the one answer, and scoring is cancelled when the last of them has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+
+from reward_server import wire
+from reward_server.errors import GroupTooLargeError, RewardServerError, UnavailableError, code_of
+from reward_server.scoring import ScorerSet
+from reward_server.types import Group
+
+log = logging.getLogger("reward_server")
+
+SERVICE_NAME = "reward_server.v1.RewardService"
+
+# Details travel as a header, percent-encoded; peers refuse headers beyond 8 KiB.
+_LONGEST_DETAILS = 1500
+
+
+class RewardService:
+    """Scores groups with one set of scorers, until it is told to drain."""
+
+    def __init__(self, scorers: ScorerSet):
+        self._scorers = scorers
+        self._info = wire.encode_info(scorers.info).SerializeToString()
+        self._max_group_bytes = scorers.info.limits.max_group_bytes
+        self._shared: dict[bytes, _Shared] = {}
+        self._tasks: set[asyncio.Task[bytes]] = set()
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._cut = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a grpc.aio server is given. Messages stay bytes in it: their size is known before they are parsed."""
+        methods = {"ScoreGroup": self._score_group, "GetServerInfo": self._get_server_info}
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {name: grpc.unary_unary_rpc_method_handler(self._guarded(method)) for name, method in methods.items()},
+        )
+
+    @property
+    def calls(self) -> int:
+        """How many calls are in flight."""
+        return self._calls
+
+    def drain(self) -> None:
+        """From now on calls are refused as UNAVAILABLE. Those in flight go on."""
+        self._draining = True
+
+    async def idle(self) -> None:
+        """Returns when no call is in flight, its response sent."""
+        await self._idle.wait()
+
+    async def cut(self) -> None:
+        """Ends the calls in flight as UNAVAILABLE."""
+        self._draining = self._cut = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ------------------------------------------------------------------------------------------------------- the calls
+
+    async def _get_server_info(self, request: bytes) -> bytes:
+        wire.parse_info_request(request)
+        return self._info
+
+    async def _score_group(self, request: bytes) -> bytes:
+        if len(request) > self._max_group_bytes:
+            raise GroupTooLargeError(
+                f"the group is {len(request)} bytes and this server takes {self._max_group_bytes}: raise "
+                "limits.max_group_bytes in its configuration, or send fewer columns"
+            )
+        group = wire.parse_group(request)
+        self._scorers.admit(group)
+        return await self._score_once(request, group)
+
+    async def _score_once(self, request: bytes, group: Group) -> bytes:
+        shared = self._shared.get(request) if group.group_id else None
+        if shared is None:
+            task = asyncio.create_task(self._score(group))
+            shared = _Shared(task)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            if group.group_id:
+                self._shared[request] = shared
+                task.add_done_callback(lambda _: self._shared.pop(request, None))
+        try:
+            return await shared.result()
+        except asyncio.CancelledError:
+            if self._cut:
+                raise UnavailableError("the server stopped before this group was scored") from None
+            raise
+
+    async def _score(self, group: Group) -> bytes:
+        return wire.encode_scores(await self._scorers.score(group)).SerializeToString()
+
+    # ---------------------------------------------------------------------------------------------------- their ends
+
+    def _guarded(
+        self, method: Callable[[bytes], Awaitable[bytes]]
+    ) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]:
+        """Counts calls, and gives each error its code. What is not ours is logged, and tells the caller nothing."""
+
+        async def guarded(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            self._calls += 1
+            self._idle.clear()
+            # The stub asks for a class of its own where gRPC takes any callable.
+            context.add_done_callback(self._call_ended)  # type: ignore[arg-type]
+            try:
+                if self._draining:
+                    raise UnavailableError("the server is draining: it takes no new calls")
+                return await method(request)
+            except RewardServerError as error:
+                code, details = code_of(error), str(error)
+            except Exception:
+                log.exception("a call failed for a reason that is this server's own")
+                code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
+            return await _abort(context, code, details)
+
+        return guarded
+
+    def _call_ended(self, _: object) -> None:
+        self._calls -= 1
+        if not self._calls:
+            self._idle.set()
+
+
+class _Shared:
+    """A group's scoring and the calls that wait for it; cancelled when the last of them is."""
+
+    def __init__(self, task: asyncio.Task[bytes]):
+        self._task = task
+        self._waiting = 0
+
+    async def result(self) -> bytes:
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self._task.done():
+                self._task.cancel()
+
+
+async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], code: grpc.StatusCode, details: str) -> NoReturn:
+    text = details.encode("utf-8", "backslashreplace").decode("utf-8")
+    await context.abort(code, text if len(text) <= _LONGEST_DETAILS else f"{text[: _LONGEST_DETAILS - 1]}…")
