@@ -12,6 +12,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from grpo_plugin.policies import policy_of
+
 KL_ANCHORS = ("reference", "old")
 
 
@@ -54,6 +56,38 @@ class RemoteGRPOConfig(GRPOConfig):
     reward_connect_timeout_s: float = field(
         default=60.0,
         metadata={"help": "Seconds that the service may take to answer, or the embedded one to load, at start-up."},
+    )
+    on_reward_failure: str = field(
+        default="drop_sample",
+        metadata={
+            "help": "What becomes of a completion with a failed score: 'drop_sample', it counts as never sampled; "
+            "'drop_group', its group does; 'drop_scorer', the scorer that failed is left out for its group; 'raise', "
+            "training stops on all ranks; or module:attribute of a policy of your own."
+        },
+    )
+    min_group_size: int = field(
+        default=2,
+        metadata={"help": "A group with fewer survivors than this leaves the step: an advantage needs siblings."},
+    )
+    max_failure_rate: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of completions with a failed score, over the last failure_window steps, beyond which a "
+            "checkpoint is written and training stops on all ranks. 1.0 never stops."
+        },
+    )
+    failure_window: int = field(
+        default=10,
+        metadata={
+            "help": "Steps (generations) over which max_failure_rate is taken; it is not judged before they are."
+        },
+    )
+    allow_reward_change: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a run may go on when the service comes back with another configuration. By default it "
+            "stops and says what changed; if allowed, the step of the change is recorded."
+        },
     )
     kl_anchor: str = field(
         default="reference",
@@ -100,6 +134,12 @@ class RemoteGRPOConfig(GRPOConfig):
                 f"reward_timeout_s ({self.reward_timeout_s:g}) would outlast the process group's own time-out, "
                 f"ddp_timeout ({self.ddp_timeout}): lower the first or raise the second"
             )
+        policy_of(self.on_reward_failure)
+        for name, least in (("min_group_size", 2), ("failure_window", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ValueError(f"max_failure_rate is a share between 0 and 1, not {self.max_failure_rate}")
         if self.kl_anchor not in KL_ANCHORS:
             raise ValueError(f"kl_anchor must be one of {', '.join(KL_ANCHORS)}, not {self.kl_anchor!r}")
         if self.kl_anchor == "old" and self.beta == 0.0:

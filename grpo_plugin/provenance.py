@@ -59,6 +59,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found or ["options of a scorer"]
 
 
+def update(description: dict[str, Any], now: dict[str, Any], step: int, changes: str) -> None:
+    """Makes a description the new one, in place, and keeps what changed at which global step."""
+    history = [*description.get("changes", []), {"step": step, "changes": changes}]
+    description.update(now, changes=history)
+
+
 class ProvenanceCallback(TrainerCallback):
     """Writes the description at the start of training and with each checkpoint, on the main process."""
 

@@ -33,11 +33,14 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import provenance
 from grpo_plugin.config import setting
-from grpo_plugin.connection import Connection, check_columns, connect
+from grpo_plugin.connection import Connection, check_columns, connect, together
+from grpo_plugin.failures import FailureRate, SkipEmptySteps, StopOnFailures
 from grpo_plugin.groups import Layout, Row, make_group, whole_groups
 from grpo_plugin.outcome import Outcome
+from grpo_plugin.policies import Raise, policy_of
 from grpo_plugin.rewards import Pending, exchange, submit
-from reward_server.errors import ScoringFailedError
+from grpo_plugin.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT, leave_out, mask_out, tokens_N, weigh
+from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.types import Group, Status
 
 logger = get_logger(__name__)
@@ -93,6 +96,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
         self._pending: tuple[Pending, Layout] | None = None
         self._inputs: list[dict[str, Any]] = []
         self._submissions = 0
+        self._dropped_R: torch.Tensor | None = None
         self._kl_beta = 0.0
         if self._connection is not None:
             weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
@@ -135,7 +139,15 @@ class RemoteGRPOTrainer(GRPOTrainer):
             self.reward_weights[self._remote] = torch.tensor([scorer.weight for scorer in connection.scorers])
         names = [scorer.name for scorer in connection.scorers]
         self._provenance = provenance.describe(connection.info, names)
-        self.add_callback(provenance.ProvenanceCallback(self._provenance))
+        self._policy = policy_of(setting(self.args, "on_reward_failure"))
+        self._failure_rate = FailureRate(setting(self.args, "max_failure_rate"), setting(self.args, "failure_window"))
+        self._empty_steps = SkipEmptySteps()
+        for callback in (
+            provenance.ProvenanceCallback(self._provenance),
+            StopOnFailures(self._failure_rate),
+            self._empty_steps,
+        ):
+            self.add_callback(callback)
         logger.info(f"rewards come from {connection.client.endpoint}: {', '.join(names)}")
 
     def _check_data(self, args: Any, dataset: Dataset | IterableDataset | None) -> None:
@@ -185,14 +197,39 @@ class RemoteGRPOTrainer(GRPOTrainer):
     # ----------------------------------------------------------------------------------------------- submit and collect
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._inputs = inputs
+        self._inputs, self._dropped_R = inputs, None
         try:
-            return super()._generate_and_score_completions(inputs)
+            batch = super()._generate_and_score_completions(inputs)
         finally:
             self._inputs = []
             if self._pending is not None:
                 self._pending[0].cancel()
                 self._pending = None
+        if self._dropped_R is not None:
+            self._drop(batch, self._dropped_R)
+        return batch
+
+    def _drop(self, batch: dict[str, Any], dropped_R: torch.Tensor) -> None:
+        """Makes the batch what it would be, had the dropped completions never been sampled."""
+        rows = len(batch["completion_mask"])
+        start = self.accelerator.process_index * rows
+        mask_out(batch, dropped_R[start : start + rows])
+        batch["num_items_in_batch"] = self.accelerator.gather(tokens_N(batch).sum()).sum()
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        # Leans on TRL 1.16 (grpo_trainer.py:1522): a new generation is a new `_buffered_inputs`, a micro-batch an item.
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._dropped_R is not None:
+            training = self.model.training
+            batches = self._buffered_inputs if training else [inputs]
+            if not training or batches is not before:
+                window = self.args.gradient_accumulation_steps if training else 1
+                weigh(batches, window, self.accelerator.num_processes, self._sum_over_ranks)
+        return inputs
+
+    def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
 
     def _generate(self, prompts: list[Any]) -> Any:
         # Leans on TRL 1.16 (grpo_trainer.py:2193): called once a batch by `_generate_and_score_completions`, returning
@@ -205,13 +242,12 @@ class RemoteGRPOTrainer(GRPOTrainer):
 
     def _submit(self, prompts: list[Any], completions: list[Any], ids: list[Any], extra: dict[str, Any]) -> None:
         assert self._connection is not None
-        mode = "train" if self.model.training else "eval"
-        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        group_size = self.num_generations if self._mode == "train" else self.num_generations_eval
         layout = Layout(len(prompts), group_size, self.accelerator.process_index, self.accelerator.num_processes)
         columns_N = [self._row_columns(row, index, extra) for index, row in enumerate(self._inputs)]
         rows_N = [Row(*row) for row in zip(prompts, completions, ids, columns_N, strict=True)]
         groups = {
-            number: self._make_group(rows, f"{mode}-{self._submissions}-{number}")
+            number: self._make_group(rows, f"{self._mode}-{self._submissions}-{number}")
             for number, rows in whole_groups(rows_N, layout, gather_object).items()
         }
         self._submissions += 1
@@ -249,6 +285,11 @@ class RemoteGRPOTrainer(GRPOTrainer):
         outcome = self._collect(*self._pending)
         values_RS = torch.tensor(outcome.values_RS(), dtype=rewards_RS.dtype, device=rewards_RS.device)
         rewards_RS[:, self._remote] = values_RS
+        failed_BGS = outcome.failed_BGS()
+        if failed_BGS.any():
+            least = setting(self.args, "min_group_size")
+            rewards_RS, self._dropped_R = leave_out(rewards_RS, self._remote, failed_BGS, self._policy, least)
+            self._metrics[self._mode]["reward/dropped"].append(int(self._dropped_R.sum()))
         return rewards_RS
 
     def _collect(self, pending: Pending, layout: Layout) -> Outcome:
@@ -256,13 +297,25 @@ class RemoteGRPOTrainer(GRPOTrainer):
         names = [scorer.name for scorer in self._connection.scorers]
         outcome = exchange(pending, layout, names, gather_object)
         failures = outcome.summary()
-        if failures is not None:
+        if failures is not None and isinstance(self._policy, Raise):
             raise ScoringFailedError(f"training stops on every rank, since {failures}")
+        if failures is not None:
+            logger.warning(failures)
+        if self.model.training:
+            failed = int(outcome.failed_BGS().any(axis=2).sum())
+            self._failure_rate.add(failed, layout.groups * layout.group_size, failures)
+        changed = outcome.digests() - {self._provenance["config_digest"]}
+        if changed:
+            self._accept_or_refuse_change()
         self._record(outcome)
         return outcome
 
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
     def _record(self, outcome: Outcome) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
+        metrics = self._metrics[self._mode]
         metrics["reward/latency_s"].append(outcome.latency_s)
         metrics["reward/exposed_wait_s"].append(outcome.exposed_wait_s)
         metrics["reward/groups"].append(outcome.layout.groups)
@@ -273,9 +326,22 @@ class RemoteGRPOTrainer(GRPOTrainer):
             self._pending_metrics[name].extend(values)
         for name, values in outcome.extra_N().items():
             self._pending_extra_logs[name].extend(values)
-        changed = outcome.digests() - {self._provenance["config_digest"]}
-        if changed:
-            logger.warning(f"the reward service's configuration changed during the run: digest now {sorted(changed)}")
+        metrics["reward/steps_without_update"] = [self._empty_steps.count]
+
+    def _accept_or_refuse_change(self) -> None:
+        """The service came back as another: an error that says what changed or, if allowed, a note of the step."""
+        assert self._connection is not None
+        connection = self._connection
+        info = together(lambda: connection.client.connect(setting(self.args, "reward_connect_timeout_s")), _State(self))
+        now = provenance.describe(info, [scorer.name for scorer in connection.scorers])
+        changes = "; ".join(provenance.differences(self._provenance, now)) or "two configurations answer at once"
+        if not setting(self.args, "allow_reward_change"):
+            raise ConfigError(
+                f"the reward service's configuration changed during the run, before step {self.state.global_step + 1}: "
+                f"{changes}. Serve the old one again and resume, or set allow_reward_change to accept and record it"
+            )
+        logger.warning(f"the reward service's configuration changed: {changes}")
+        provenance.update(self._provenance, now, self.state.global_step, changes)
 
     # ---------------------------------------------------------------------------------------------------------- KL term
 
@@ -296,20 +362,41 @@ class RemoteGRPOTrainer(GRPOTrainer):
             args.beta = self._kl_beta
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        if not self._kl_beta:
-            return super()._compute_loss(model, inputs)
-        if "old_per_token_logps" not in inputs:
-            # TRL leaves them out where the policy that samples is the one that is updated: the term is zero, and so is
-            # its gradient, 1 − π_old/π_θ.
-            self._metrics["train" if self.model.training else "eval"]["kl"].append(0.0)
-            return super()._compute_loss(model, inputs)
-        self.beta = self._kl_beta
+        inputs, beta = self._weighted(*self._anchored(inputs))
+        before, self.beta = self.beta, beta
         try:
-            return super()._compute_loss(model, {**inputs, "ref_per_token_logps": inputs["old_per_token_logps"]})
+            return super()._compute_loss(model, inputs)
         finally:
-            self.beta = 0.0
+            self.beta = before
 
-    # --------------------------------------------------------------------------------------------------------- resuming
+    def _anchored(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], float]:
+        """The batch with its anchor's log-probabilities, and the weight of the KL term."""
+        if not self._kl_beta:
+            return inputs, self.beta
+        if "old_per_token_logps" in inputs:
+            return {**inputs, "ref_per_token_logps": inputs["old_per_token_logps"]}, self._kl_beta
+        # TRL leaves them out where the policy that samples is the one that is updated: the term is zero, and so is its
+        # gradient, 1 - π_old/π_θ.
+        self._metrics[self._mode]["kl"].append(0.0)
+        return inputs, 0.0
+
+    def _weighted(self, inputs: dict[str, Any], beta: float) -> tuple[dict[str, Any], float]:
+        """The batch in which each surviving row weighs what makes the loss a mean over survivors (see `survivors`)."""
+        weight = inputs.get(ROW_WEIGHT, 1.0)
+        if self._connection is not None and self.model.training:
+            last = self.accelerator.sync_gradients
+            self._empty_steps.before_backward(weight != 0.0, self.optimizer, last, self.is_deepspeed_enabled)
+        if weight == 1.0 or self.loss_type not in ROW_MEAN_LOSSES:
+            return inputs, beta
+        return {**inputs, "advantages": inputs["advantages"] * weight}, beta * weight
+
+    # ------------------------------------------------------------------------------------------- stopping and resuming
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        if self._connection is not None and self._failure_rate.cause is not None:
+            raise ScoringFailedError(f"training stopped on every rank, since {self._failure_rate.cause}")
+        return result
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -320,6 +407,14 @@ class RemoteGRPOTrainer(GRPOTrainer):
                 f"{checkpoint} was trained on rewards of another configuration of the reward service: "
                 + "; ".join(changes)
             )
+
+
+class _State:
+    """Which rank this is, as `together` asks it."""
+
+    def __init__(self, trainer: RemoteGRPOTrainer):
+        self.process_index = trainer.accelerator.process_index
+        self.local_process_index = trainer.accelerator.local_process_index
 
 
 def _as_list(value: Any) -> list[Any]:

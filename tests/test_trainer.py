@@ -270,14 +270,18 @@ def test_the_run_and_each_checkpoint_say_which_service_scored_and_resuming_on_an
 def test_a_failed_score_stops_training_and_says_what_failed(
     tiny_model: str, tmp_path: Path, serve: Serve, name: str, reason: str
 ) -> None:
-    trainer = RemoteGRPOTrainer(tiny_model, args=remote(tmp_path, serve(function(name))), train_dataset=make_dataset())
+    trainer = RemoteGRPOTrainer(
+        tiny_model,
+        args=remote(tmp_path, serve(function(name)), on_reward_failure="raise"),
+        train_dataset=make_dataset(),
+    )
     with pytest.raises(ScoringFailedError, match=f"(?s){reason}"):
         trainer.train()
 
 
 def test_a_server_that_dies_stops_training_before_the_deadline(tiny_model: str, tmp_path: Path, serve: Serve) -> None:
     server = serve(function("vowels"))
-    args = remote(tmp_path, server, reward_timeout_s=3)
+    args = remote(tmp_path, server, reward_timeout_s=3, on_reward_failure="raise")
     trainer = RemoteGRPOTrainer(tiny_model, args=args, train_dataset=make_dataset())
     server.stop()
     with pytest.raises(ScoringFailedError, match=r"2 × DeadlineError.*within 3 s"):
@@ -320,6 +324,11 @@ def test_reward_weights_of_the_wrong_length_name_every_function(tmp_path: Path, 
         ({"kl_anchor": "old", "beta": 0.1, "sync_ref_model": True}, "sync_ref_model needs a reference model"),
         ({"reward_timeout_s": 0.0}, "reward_timeout_s must be a positive number of seconds, not 0.0"),
         ({"reward_endpoint": "a:1", "reward_config": "b"}, "exclude each other"),
+        ({"on_reward_failure": "ignore"}, "must be one of raise, drop_sample, drop_group, drop_scorer.*'ignore'"),
+        ({"on_reward_failure": "no.such:policy"}, "'no.such:policy' does not import: No module named 'no'"),
+        ({"on_reward_failure": "json:loads"}, r"'json:loads' has no method drops\(failed_BGS\)"),
+        ({"min_group_size": 1}, "min_group_size must be at least 2, not 1"),
+        ({"max_failure_rate": 1.5}, "max_failure_rate is a share between 0 and 1, not 1.5"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

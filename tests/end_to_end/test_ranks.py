@@ -34,7 +34,7 @@ ARGS = {
     "ddp_timeout": 120,
     "reward_timeout_s": 60.0,
 }
-_OURS = {"reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor"}
+_OURS = {"reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure"}
 
 Serve = Callable[..., Any]
 
@@ -155,7 +155,7 @@ def test_a_failure_that_one_rank_sees_stops_all_ranks_with_the_same_error(
     tiny_model: str, tmp_path: Path, serve: Serve
 ) -> None:
     endpoint = serve(function("fails_on_eleven")).endpoint
-    args = {"reward_endpoint": [endpoint], "max_steps": 50}
+    args = {"reward_endpoint": [endpoint], "max_steps": 50, "on_reward_failure": "raise"}
     code, output = launch(tmp_path / "run", "cpu_ddp", trainer="remote", model=tiny_model, args=args)
     assert code != 0
     assert output.count("ScoringFailedError: training stops on every rank") >= 2, output[-4000:]
