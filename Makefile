@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-fast lint protos bench setup clean
+.PHONY: quickstart test test-fast trl-tests lint protos bench setup clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ test: setup
 # The tests that need no trainer and no subprocess ranks: seconds, for while you work.
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
+
+# TRL's own GRPO tests with our trainer in place of theirs: make trl-tests TRL=path/to/trl-checkout
+trl-tests: setup
+	$(BIN)/python tests/trl_suite/run.py $(TRL)
 
 lint: setup
 	$(BIN)/ruff check .
