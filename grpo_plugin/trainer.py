@@ -70,6 +70,8 @@ class RemoteGRPOTrainer(GRPOTrainer):
     ScoringFailedError in a step in which a score failed.
     """
 
+    _connection: Connection | None = None  # on the class too, for trainers made without __init__, as in TRL's own tests
+
     def __init__(
         self,
         model: str | PreTrainedModel | nn.Module,
