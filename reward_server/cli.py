@@ -1,7 +1,8 @@
 """`reward-server serve`, `check` and `score`: the server from the shell.
 
-Owns arguments, exit codes and what a person reads. Bad input ends in one line `error: …` and exit code 1; a traceback
-is only ever the user's own code's.
+Owns the arguments, the exit codes and what `serve` says; `shell` has what the other two do. Bad input ends in one line
+`error: …` and exit code 1; a traceback is
+only ever the user's own code's.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reward_server import __version__
+from reward_server import __version__, shell
 from reward_server.config import ServerConfig, config_from_text, load_config
 from reward_server.errors import RewardServerError
 from reward_server.server import RewardServer, run
-from reward_server.types import ScorerInfo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_serve(commands)
+    _add_check(commands)
+    _add_score(commands)
     return parser
 
 
@@ -60,7 +62,35 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here: endpoints, or the error")
 
 
-def _add_config(parser: argparse.ArgumentParser, required: bool) -> None:
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check", help="load everything, score a sample, say what is wrong by field", allow_abbrev=False
+    )
+    check.set_defaults(command=lambda args: shell.check(read_config(args.config), args.sample))
+    _add_config(check, required=True)
+    check.add_argument("--sample", metavar="FILE", help="JSON or JSONL; its first row is the sample group")
+
+
+def _add_score(commands: Any) -> None:
+    score = commands.add_parser("score", help="score groups from the shell or a JSONL file", allow_abbrev=False)
+    score.set_defaults(command=_score)
+    where = score.add_mutually_exclusive_group(required=True)
+    _add_config(where, required=False)
+    where.add_argument("--endpoint", metavar="E", help="host:port or unix:path of a running server")
+    score.add_argument("--prompt", default="", help="text of the prompt")
+    score.add_argument("--completion", action="append", default=[], help="text of a completion, repeatable")
+    score.add_argument(
+        "--column", action="append", default=[], metavar="NAME=JSON", help="a dataset column, repeatable"
+    )
+    score.add_argument("--scorer", action="append", default=[], metavar="NAME", help="score with this one; repeatable")
+    score.add_argument(
+        "--input", metavar="FILE", help='JSONL, rows of {"prompt": …, "completions": […], columns…}; - for stdin'
+    )
+    score.add_argument("--json", action="store_true", help="a JSON object a group instead of a table")
+    score.add_argument("--timeout-s", type=float, default=300.0, metavar="S", help="seconds to wait for all groups")
+
+
+def _add_config(parser: Any, required: bool) -> None:
     parser.add_argument("--config", metavar="FILE", required=required, help="YAML or JSON; - reads standard input")
 
 
@@ -69,6 +99,12 @@ def read_config(source: str) -> ServerConfig:
     if source == "-":
         return config_from_text(sys.stdin.read(), Path.cwd(), source="configuration")
     return load_config(source)
+
+
+def _score(args: argparse.Namespace) -> int:
+    groups = shell.groups_of(args.prompt, args.completion, args.column, args.input, args.scorer)
+    source = args.endpoint or read_config(args.config)
+    return shell.score(source, groups, as_json=args.json, timeout_s=args.timeout_s)
 
 
 # --------------------------------------------------------------------------------------------------------------- serve
@@ -102,17 +138,8 @@ def _announce(server: RewardServer, ready_fd: int | None) -> None:
         return
     print(f"serving {len(server.info.scorers)} scorers, configuration {server.info.config_digest[:12]}")
     for info in server.info.scorers:
-        print(f"  {describe(info)}")
+        print(f"  {shell.describe(info)}")
     print(f"on {', '.join(server.endpoints)}", flush=True)
-
-
-def describe(info: ScorerInfo) -> str:
-    """One scorer in one line."""
-    traits = ["deterministic"] * info.deterministic + ["sees whole groups"] * info.group_aware
-    needs = [f"needs {', '.join(info.required_columns)}"] * bool(info.required_columns)
-    return (
-        f"{info.name}: {'; '.join([f'{info.kind}, version {info.version}, weight {info.weight:g}', *traits, *needs])}"
-    )
 
 
 def _write_line(fd: int, value: Any) -> None:

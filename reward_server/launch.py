@@ -141,8 +141,8 @@ class _Ready:
         line = self._read_line(timeout_s)
         if line is None:
             raise errors.UnavailableError(
-                f"the reward server was not ready within {timeout_s:g} s: it was still loading the scorers of {source}; give "
-                "it longer if a model is large, or run `reward-server check` on the configuration"
+                f"the reward server was not ready within {timeout_s:g} s: still loading the scorers of {source}; "
+                "give it longer if a model is large, or run `reward-server check` on the configuration"
             )
         if not line:
             where = f"in {log_path}" if log_path else "above"

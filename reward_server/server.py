@@ -138,7 +138,7 @@ class RewardServer:
     async def _listen(self) -> None:
         self._service = RewardService(self._scorers)
         self._grpc = grpc.aio.server(options=_OPTIONS)
-        self._grpc.add_generic_rpc_handlers((self._service.handler(),))
+        self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
         for address in self._addresses:
             self._bound.append((address, address.bind(self._grpc)))

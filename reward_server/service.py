@@ -3,8 +3,8 @@
 Owns what happens between a request's bytes and a response's. Knows nothing of where scorers run (`scoring`) nor of
 ports, signals and health (`server`).
 
-A group that arrives again while it is being scored (a retry of a call that is still running) is scored once: both calls
-get the one answer, and scoring is cancelled when the last of them has gone.
+A group that arrives again while it is being scored (a retry of a call that is still running) is scored once: the second
+call waits for the first one's answer, and scores for itself only if the first is cancelled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -37,21 +37,22 @@ class RewardService:
         self._scorers = scorers
         self._info = wire.encode_info(scorers.info).SerializeToString()
         self._max_group_bytes = scorers.info.limits.max_group_bytes
-        self._shared: dict[bytes, _Shared] = {}
-        self._tasks: set[asyncio.Task[bytes]] = set()
+        self._flights: dict[tuple[str, str], _Flight] = {}
+        self._scoring: set[asyncio.Task[Any]] = set()
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
         self._cut = False
 
-    def handler(self) -> grpc.GenericRpcHandler:
-        """What a grpc.aio server is given. Messages stay bytes in it: their size is known before they are parsed."""
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the methods. Messages stay bytes in them, so that their size is known before they are parsed."""
         methods = {"ScoreGroup": self._score_group, "GetServerInfo": self._get_server_info}
-        return grpc.method_handlers_generic_handler(
-            SERVICE_NAME,
-            {name: grpc.unary_unary_rpc_method_handler(self._guarded(method)) for name, method in methods.items()},
-        )
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(method)) for name, method in methods.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+        server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
     @property
     def calls(self) -> int:
@@ -67,11 +68,11 @@ class RewardService:
         await self._idle.wait()
 
     async def cut(self) -> None:
-        """Ends the calls in flight as UNAVAILABLE."""
+        """Ends the calls in flight as UNAVAILABLE, and returns when their callers have been told."""
         self._draining = self._cut = True
-        for task in self._tasks:
+        for task in self._scoring:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.idle()
 
     # ------------------------------------------------------------------------------------------------------- the calls
 
@@ -90,21 +91,18 @@ class RewardService:
         return await self._score_once(request, group)
 
     async def _score_once(self, request: bytes, group: Group) -> bytes:
-        shared = self._shared.get(request) if group.group_id else None
-        if shared is None:
-            task = asyncio.create_task(self._score(group))
-            shared = _Shared(task)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            if group.group_id:
-                self._shared[request] = shared
-                task.add_done_callback(lambda _: self._shared.pop(request, None))
+        key = (group.run_id, group.group_id)
+        while (flight := self._flights.get(key)) is not None and flight.request == request:
+            if (answer := await flight.landed()) is not None:
+                return answer
+        if flight is not None or not group.group_id:  # another group of that name, or one without
+            return await self._score(group)
+        self._flights[key] = flight = _Flight(request)
         try:
-            return await shared.result()
-        except asyncio.CancelledError:
-            if self._cut:
-                raise UnavailableError("the server stopped before this group was scored") from None
-            raise
+            return flight.land(await self._score(group))
+        finally:
+            del self._flights[key]
+            flight.land(None)
 
     async def _score(self, group: Group) -> bytes:
         return wire.encode_scores(await self._scorers.score(group)).SerializeToString()
@@ -121,15 +119,24 @@ class RewardService:
             self._idle.clear()
             # The stub asks for a class of its own where gRPC takes any callable.
             context.add_done_callback(self._call_ended)  # type: ignore[arg-type]
+            task = asyncio.current_task()
+            assert task is not None
+            self._scoring.add(task)
             try:
                 if self._draining:
                     raise UnavailableError("the server is draining: it takes no new calls")
                 return await method(request)
             except RewardServerError as error:
                 code, details = code_of(error), str(error)
+            except asyncio.CancelledError:
+                if not self._cut:
+                    raise
+                code, details = code_of(UnavailableError()), "the server stopped before this group was scored"
             except Exception:
                 log.exception("a call failed for a reason that is this server's own")
                 code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
+            finally:
+                self._scoring.discard(task)
             return await _abort(context, code, details)
 
         return guarded
@@ -140,21 +147,26 @@ class RewardService:
             self._idle.set()
 
 
-class _Shared:
-    """A group's scoring and the calls that wait for it; cancelled when the last of them is."""
+class _Flight:
+    """A request that is being scored, and the calls that wait for it to land."""
 
-    def __init__(self, task: asyncio.Task[bytes]):
-        self._task = task
-        self._waiting = 0
+    def __init__(self, request: bytes):
+        self.request = request
+        self._waiting: list[asyncio.Future[bytes | None]] = []
 
-    async def result(self) -> bytes:
-        self._waiting += 1
-        try:
-            return await asyncio.shield(self._task)
-        finally:
-            self._waiting -= 1
-            if not self._waiting and not self._task.done():
-                self._task.cancel()
+    def land(self, answer: bytes | None) -> Any:
+        """Gives everyone the answer; None where there is none, and they have to score for themselves."""
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(answer)
+        self._waiting.clear()
+        return answer
+
+    async def landed(self) -> bytes | None:
+        """The answer, or None if the one who scored it was cancelled or failed."""
+        waiting: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        return await waiting
 
 
 async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], code: grpc.StatusCode, details: str) -> NoReturn:

@@ -180,12 +180,16 @@ def decode_group(request: pb.ScoreGroupRequest) -> Group:
 
 
 def _decode_completion(message: pb.Completion, index: int) -> Completion:
-    what = f"completion {index}"
+    # The usual completion is text and nothing else, and a step has thousands of them.
+    content = message.content.text or _decode_content(message.content, f"completion {index}")
+    columns_json = message.columns_json
     return Completion(
-        content=_decode_content(message.content, what),
+        content=content,
         token_ids=tuple(message.token_ids) or None,
-        columns=_load_object(message.columns_json, f"columns_json of {what}"),
-        prompt=_decode_content(message.prompt, f"the prompt of {what}") if message.HasField("prompt") else None,
+        columns=_load_object(columns_json, f"columns_json of completion {index}") if columns_json else {},
+        prompt=_decode_content(message.prompt, f"the prompt of completion {index}")
+        if message.HasField("prompt")
+        else None,
     )
 
 
@@ -208,13 +212,16 @@ def _encode_scorer_scores(scorer: ScorerScores) -> pb.ScorerScores:
         name=scorer.name,
         version=scorer.version,
         weight=scorer.weight,
-        scores=[
-            pb.Score(status=int(s.status), value=s.value, message=_as_utf8(s.message))  # type: ignore[arg-type]
-            for s in scorer.scores
-        ],
+        scores=[_encode_score(score) for score in scorer.scores],
         metrics=scorer.metrics,
         extra_json=json.dumps(scorer.extra, allow_nan=False) if scorer.extra else "",
     )
+
+
+def _encode_score(score: Score) -> pb.Score:
+    # Plain numbers are what protobuf's constructor takes fastest.
+    message = _as_utf8(score.message) if score.message else None
+    return pb.Score(status=score.status.value, value=score.value, message=message)  # type: ignore[arg-type]
 
 
 def _as_utf8(text: str) -> str:
