@@ -1,7 +1,7 @@
 """What every client shares: the target and options of its channel, and the two-way translation of a call.
 
-Owns endpoints, the service config of gRPC (retries, balancing, health) and the turning of its codes into our errors.
-Opens nothing itself.
+Owns endpoints, the options of gRPC (balancing, health, keepalive) and the turning of its codes into our errors.
+Opens nothing itself, and retries nothing: that is `retries`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
 from reward_server import errors, wire
+from reward_server.client.retries import HedgeAfter, check_hedge
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
 from reward_server.v1 import reward_pb2 as pb
 
@@ -23,34 +25,20 @@ _SERVICE_CONFIG = json.dumps(
         # Both are needed for traffic to leave a replica that turns NOT_SERVING (gRFC A17).
         "loadBalancingConfig": [{"round_robin": {}}],
         "healthCheckConfig": {"serviceName": ""},
-        "methodConfig": [
-            {
-                # GetServerInfo is not: who asks it wants to know at once.
-                "name": [{"service": "reward_server.v1.RewardService", "method": "ScoreGroup"}],
-                "retryPolicy": {
-                    "maxAttempts": 5,  # gRPC clamps to 5 (gRFC A6)
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "5s",
-                    "backoffMultiplier": 3,
-                    "retryableStatusCodes": errors.retryable_codes(),
-                },
-            }
-        ],
-        # A step's groups are in flight together and fail together when their replica dies; the budget outlasts that.
-        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 1},
     }
 )
 
 CHANNEL_OPTIONS = (
     ("grpc.service_config", _SERVICE_CONFIG),
+    # With no retry policy this leaves gRPC's transparent retries: of calls that provably reached no server.
     ("grpc.enable_retries", 1),
     # Above the default of 256 KiB a request is silently never retried; groups of long completions are larger.
     ("grpc.per_rpc_retry_buffer_size", 64 << 20),
     ("grpc.max_send_message_length", -1),  # the server's own limit is checked before sending, and names itself
     ("grpc.max_receive_message_length", -1),
-    # Finds a partition in half a minute instead of at the deadline.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # Finds a partition or a stopped replica within 15 s instead of at the deadline. Our server takes pings 5 s apart.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
     # Back at a replica that returns within a second.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -95,8 +83,13 @@ def _addresses(name: str) -> list[str]:
 class BaseClient:
     """What both clients share: where the server is, what it takes, and what its answers mean."""
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0):
-        """`timeout_s` is the deadline of a call that is given none."""
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0, hedge_after_s: HedgeAfter = None):
+        """`timeout_s` is the deadline of a call that is given none, retries included.
+
+        With `hedge_after_s`, another replica is asked as well when a call has taken that long, or longer than 95 of
+        100 calls so far ("p95"); the first answer wins and the others are cancelled.
+        """
+        self._hedge_after_s = check_hedge(hedge_after_s)
         self.endpoint = endpoint if isinstance(endpoint, str) else ",".join(endpoint)
         self.timeout_s = timeout_s
         self._target = target_of(endpoint)
@@ -133,10 +126,15 @@ class BaseClient:
         self._limits = info.limits
         return info
 
-    def error_of(self, error: grpc.RpcError, timeout_s: float) -> errors.RewardServerError:
+    def error_of(self, error: Any, timeout_s: float, failures: Sequence[Any] = ()) -> errors.RewardServerError:
+        """The error that a call ended with; `failures` are its attempts that failed, itself perhaps included."""
         code, details = error.code(), error.details() or ""
+        if len(failures) > 1:
+            details = f"{details} (attempt {len(failures)})"
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return errors.DeadlineError(f"no answer from {self.endpoint} within {timeout_s:g} s")
+            earlier = [failure for failure in failures if failure is not error]
+            why = f"; {len(earlier)} attempts failed, the last: {earlier[-1].details()}" if earlier else ""
+            return errors.DeadlineError(f"no answer from {self.endpoint} within {timeout_s:g} s{why}")
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return errors.WireVersionError(
                 f"what answers at {self.endpoint} is no reward service of wire version {WIRE_VERSION}: {details}"

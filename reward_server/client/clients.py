@@ -11,9 +11,10 @@ Owns a channel and the calls on it.
 
 from __future__ import annotations
 
+import asyncio
 import os
-import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -21,7 +22,10 @@ import grpc
 import grpc.aio
 
 from reward_server import errors
+from reward_server.client.attempts import Attempts
 from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint
+from reward_server.client.retries import Counts, HedgeAfter, Retries, is_retryable
+from reward_server.client.timers import Timers
 from reward_server.types import WIRE_VERSION, Group, GroupScores, ServerInfo
 from reward_server.v1 import reward_pb2 as pb
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
@@ -34,17 +38,20 @@ class RewardClient(BaseClient):
     child opens its own.
     """
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0):
-        super().__init__(endpoint, timeout_s=timeout_s)
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._pid = -1
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0, hedge_after_s: HedgeAfter = None):
+        super().__init__(endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s)
+        self._sessions: dict[int, _Session] = {}  # by process; a child leaves its parent's alone
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def counts(self) -> Counts:
+        """How often groups were sent again since the client connected."""
+        return self._session().retries.counts
 
     def connect(self, timeout_s: float | None = None) -> ServerInfo:
         """The server's info, waiting up to `timeout_s` for a server that is still starting.
@@ -58,7 +65,8 @@ class RewardClient(BaseClient):
         except errors.UnavailableError as error:
             reason = error
         try:
-            grpc.channel_ready_future(self._open()).result(timeout=max(0.0, deadline - time.monotonic()))
+            ready = grpc.channel_ready_future(self._session().channel)
+            ready.result(timeout=max(0.0, deadline - time.monotonic()))
         except grpc.FutureTimeoutError:
             raise errors.UnavailableError(f"waited {timeout_s:g} s: {reason}") from reason
         return self.info(max(0.1, deadline - time.monotonic()))
@@ -68,7 +76,7 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
-            response = self._stub().GetServerInfo(request, timeout=timeout_s)
+            response = self._session().stub.GetServerInfo(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise self.error_of(error, timeout_s) from error
         return self.decode_info(response)
@@ -76,13 +84,21 @@ class RewardClient(BaseClient):
     def submit(self, group: Group, *, timeout_s: float | None = None) -> Future[GroupScores]:
         """Sends a group and returns at once; the future holds its scores or one of our errors.
 
-        Cancelling the future cancels the call on the server. Raises InvalidGroupError for what cannot be sent.
+        What another attempt may mend is tried again, at other replicas if there are, until the deadline. Cancelling the
+        future cancels what is in flight, on the server too. Raises InvalidGroupError for what cannot be sent.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        call = self._stub().ScoreGroup.future(self.encode(group), timeout=timeout_s, wait_for_ready=True)
+        session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
-        future.add_done_callback(lambda f: call.cancel() if f.cancelled() else None)
-        call.add_done_callback(lambda _: self._finish(call, group, timeout_s, future))
+        attempts = Attempts(
+            lambda remaining_s: session.stub.ScoreGroup.future(request, timeout=remaining_s, wait_for_ready=True),
+            session.retries,
+            session.timers,
+            timeout_s,
+            lambda call, failures: self._finish(call, failures, group, timeout_s, future),
+        )
+        attempts.start()
+        future.add_done_callback(lambda f: attempts.cancel() if f.cancelled() else None)
         return future
 
     def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
@@ -91,30 +107,46 @@ class RewardClient(BaseClient):
 
     def close(self) -> None:
         """Ends the calls in flight and the connection. The client may be used again, and connects anew."""
-        with self._lock:
-            if self._channel is not None and self._pid == os.getpid():
-                self._channel.close()
-            self._channel = None
+        session = self._sessions.pop(os.getpid(), None)
+        if session is not None:
+            session.close()
 
-    def _finish(self, call: Any, group: Group, timeout_s: float, future: Future[GroupScores]) -> None:
+    def _finish(
+        self, call: Any, failures: Sequence[Any], group: Group, timeout_s: float, future: Future[GroupScores]
+    ) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
+            if call is None:
+                raise errors.CallError(f"the call to {self.endpoint} was cancelled: Channel closed!", _CANCELLED)
+            if call.code() is not grpc.StatusCode.OK:
+                raise self.error_of(call, timeout_s, failures) from call
             future.set_result(self.decode(call.result(), group))
-        except grpc.RpcError as error:
-            future.set_exception(self.error_of(error, timeout_s))
         except Exception as error:
             future.set_exception(error)
 
-    def _open(self) -> grpc.Channel:
-        with self._lock:
-            if self._channel is None or self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._channel = grpc.insecure_channel(self._target, options=CHANNEL_OPTIONS)
-            return self._channel
+    def _session(self) -> _Session:
+        pid = os.getpid()
+        if pid not in self._sessions:
+            self._sessions.setdefault(pid, _Session(self._target, self._hedge_after_s))  # two threads: the first's
+        return self._sessions[pid]
 
-    def _stub(self) -> pb_grpc.RewardServiceStub:
-        return pb_grpc.RewardServiceStub(self._open())
+
+_CANCELLED = grpc.StatusCode.CANCELLED
+
+
+class _Session:
+    """What a client has in one process. Opens no connection before the first call."""
+
+    def __init__(self, target: str, hedge_after_s: HedgeAfter):
+        self.channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self.stub = pb_grpc.RewardServiceStub(self.channel)
+        self.retries = Retries(hedge_after_s)
+        self.timers = Timers()
+
+    def close(self) -> None:
+        self.channel.close()
+        self.timers.hurry()  # what waits for another attempt finds the channel closed
 
 
 class AsyncRewardClient(BaseClient):
@@ -124,15 +156,21 @@ class AsyncRewardClient(BaseClient):
     start processes by spawn.
     """
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0):
-        super().__init__(endpoint, timeout_s=timeout_s)
+    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0, hedge_after_s: HedgeAfter = None):
+        super().__init__(endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s)
         self._channel: grpc.aio.Channel | None = None
+        self._retries = Retries(hedge_after_s)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def counts(self) -> Counts:
+        """How often groups were sent again."""
+        return self._retries.counts
 
     async def info(self, timeout_s: float | None = None) -> ServerInfo:
         """What the server is. Fails at once, with the reason, where nobody answers."""
@@ -145,20 +183,54 @@ class AsyncRewardClient(BaseClient):
         return self.decode_info(response)
 
     async def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
-        """Scores a group. Cancelling the task cancels the call on the server."""
+        """Scores a group, trying again until the deadline. Cancelling the task cancels the call on the server."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
         request = self.encode(group)
-        try:
-            response = await self._stub().ScoreGroup(request, timeout=timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise self.error_of(error, timeout_s) from error
-        return self.decode(response, group)
+        failures: list[Any] = []
+        while True:
+            try:
+                return self.decode(await self._first_answer(request, deadline), group)
+            except grpc.RpcError as error:
+                failures.append(error)
+                pause_s = self._retries.pause_s(error, len(failures), deadline - time.monotonic())
+                if pause_s is None:
+                    raise self.error_of(error, timeout_s, failures) from error
+            await asyncio.sleep(pause_s)
 
     async def close(self) -> None:
         """Ends the calls in flight and the connection."""
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
+
+    async def _first_answer(self, request: pb.ScoreGroupRequest, deadline: float) -> pb.ScoreGroupResponse:
+        """The answer to one attempt, or the first of one and its hedges. Raises what the last of them ended with."""
+        calls = {asyncio.create_task(self._attempt(request, deadline))}
+        hedges = 0
+        try:
+            while True:
+                hedge_after_s = self._retries.hedge_after_s(hedges)
+                done, _ = await asyncio.wait(calls, timeout=hedge_after_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    hedges += 1
+                    if self._retries.may_hedge():
+                        calls.add(asyncio.create_task(self._attempt(request, deadline)))
+                for call in done:
+                    error = call.exception()
+                    if len(calls) == 1 or error is None or not is_retryable(error):
+                        return call.result()
+                    calls.discard(call)
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _attempt(self, request: pb.ScoreGroupRequest, deadline: float) -> pb.ScoreGroupResponse:
+        began = time.monotonic()
+        response = await self._stub().ScoreGroup(request, timeout=max(0.0, deadline - began), wait_for_ready=True)
+        self._retries.answered(time.monotonic() - began)
+        return response
 
     def _stub(self) -> pb_grpc.RewardServiceStub:
         if self._channel is None:

@@ -1,0 +1,171 @@
+"""When a call is tried again, how long it waits before, and when a second replica is asked: decisions only.
+
+Owns back-off, push-back, the retry budget and the latencies that a hedge goes by. Sends nothing and waits for nothing:
+`attempts` and the clients do, by what is said here. One value a client and process, shared by its threads.
+
+This is the one layer that retries: gRPC's own policy stays off, since attempts would multiply, be counted nowhere, and
+end after five however far the deadline is.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import grpc
+
+from reward_server import errors
+
+# Full jitter: uniform between 0 and a bound that doubles (AWS Architecture Blog, "Exponential Backoff And Jitter").
+_FIRST_BACKOFF_S = 0.1
+_LONGEST_BACKOFF_S = 5.0
+# What callers that were pushed back together wait beyond it, so that they do not return together.
+_PUSHBACK_JITTER = 0.25
+# A step's groups fail together when their replica dies: those may all be sent again at once. A service that goes on
+# failing then gets this many retries a second from a client; each answer earns one more.
+_BUDGET = 500
+_BUDGET_PER_S = 50.0
+# gRPC's round_robin cannot be told which replica to avoid, so a hedge may meet the slow one again: it gets more tries.
+_MOST_HEDGES = 3
+_LATENCIES = 200
+_FEWEST_LATENCIES = 20
+
+HedgeAfter = float | Literal["p95"] | None
+
+
+@dataclass(slots=True)
+class Counts:
+    """How often a client sent a group again: after a failure, and beside an attempt that took long."""
+
+    retries: int = 0
+    hedges: int = 0
+
+
+class Budget:
+    """A token bucket. A retry that finds it empty waits for its token; none is refused for good."""
+
+    def __init__(self, capacity: float, per_s: float, clock: Callable[[], float] = time.monotonic):
+        self._capacity = capacity
+        self._per_s = per_s
+        self._clock = clock
+        self._tokens = capacity
+        self._filled_at = clock()
+
+    def reserve(self) -> float:
+        """Takes a token and returns the seconds until it is there."""
+        self._fill()
+        self._tokens -= 1
+        return max(0.0, -self._tokens / self._per_s)
+
+    def take(self) -> bool:
+        """Takes a token if there is one now."""
+        self._fill()
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def earn(self) -> None:
+        """An answer: the service works."""
+        self._tokens = min(self._capacity, self._tokens + 1)
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._per_s)
+        self._filled_at = now
+
+
+class Retries:
+    """The decisions for all calls of one client."""
+
+    def __init__(
+        self,
+        hedge_after_s: HedgeAfter = None,
+        budget: Budget | None = None,
+        uniform: Callable[[], float] = random.random,
+    ):
+        self.counts = Counts()
+        self._hedge_after_s = hedge_after_s
+        self._budget = budget or Budget(_BUDGET, _BUDGET_PER_S)
+        self._uniform = uniform
+        self._latencies_s: deque[float] = deque(maxlen=_LATENCIES)
+        self._lock = threading.Lock()
+
+    def pause_s(self, error: Any, failures: int, remaining_s: float) -> float | None:
+        """Seconds until the next attempt after the failure number `failures`; None if there is to be none.
+
+        There is none where the caller is at fault, where the server says so (a negative push-back, gRFC A6), and where
+        it would begin after the deadline.
+        """
+        if not is_retryable(error):
+            return None
+        pushback_s = pushback_of(error)
+        if pushback_s is not None and pushback_s < 0:
+            return None
+        with self._lock:
+            pause_s = max(self._pause_s(pushback_s, failures), self._budget.reserve())
+            if pause_s >= remaining_s:
+                self._budget.earn()  # back: it is not used
+                return None
+            self.counts.retries += 1
+        return pause_s
+
+    def hedge_after_s(self, hedges: int) -> float | None:
+        """Seconds after which one more replica is asked, `hedges` having been; None for never."""
+        if self._hedge_after_s is None or hedges >= _MOST_HEDGES:
+            return None
+        if self._hedge_after_s != "p95":
+            return float(self._hedge_after_s)
+        with self._lock:
+            if len(self._latencies_s) < _FEWEST_LATENCIES:
+                return None
+            return sorted(self._latencies_s)[int(0.95 * len(self._latencies_s))]
+
+    def may_hedge(self) -> bool:
+        """Whether the budget allows a hedge now; counts it if so."""
+        with self._lock:
+            if not self._budget.take():
+                return False
+            self.counts.hedges += 1
+            return True
+
+    def answered(self, latency_s: float) -> None:
+        """An attempt was answered after so long."""
+        with self._lock:
+            self._latencies_s.append(latency_s)
+            self._budget.earn()
+
+    def _pause_s(self, pushback_s: float | None, failures: int) -> float:
+        if pushback_s is not None:
+            return pushback_s * (1 + _PUSHBACK_JITTER * self._uniform())
+        return self._uniform() * min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 30))
+
+
+def check_hedge(hedge_after_s: HedgeAfter) -> HedgeAfter:
+    """The value, or ConfigError for what is neither positive seconds, "p95" nor None."""
+    is_seconds = isinstance(hedge_after_s, (int, float)) and hedge_after_s > 0
+    if hedge_after_s is None or hedge_after_s == "p95" or is_seconds:
+        return hedge_after_s
+    raise errors.ConfigError(f'hedge_after_s must be seconds above 0, "p95" or None, not {hedge_after_s!r}')
+
+
+def is_retryable(error: Any) -> bool:
+    """Whether the code of a failed call is one that another attempt may mend, by `errors.TABLE`."""
+    code: grpc.StatusCode = error.code()
+    return code.name in errors.retryable_codes()
+
+
+def pushback_of(error: Any) -> float | None:
+    """The seconds that the server asks to wait; negative for "never again", None if it says nothing (gRFC A6)."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-retry-pushback-ms":
+            try:
+                return int(value) / 1000
+            except ValueError:
+                return -1.0  # gRFC A6: what cannot be read means no retry
+    return None
