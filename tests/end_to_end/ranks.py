@@ -1,8 +1,9 @@
-"""What each rank of an end-to-end test runs under `accelerate launch`: trains as a JSON file says.
+"""What each rank of an end-to-end test runs under `accelerate launch`: trains as JSON files say, one after another.
 
-    accelerate launch … tests/end_to_end/ranks.py SPEC.json
+    accelerate launch … tests/end_to_end/ranks.py SPEC.json…
 
-The first rank writes the weights, the log, the completions and their advantages beside the spec.
+The first rank writes the weights, the log, the completions and their advantages beside each spec. Several runs in one
+launch, since starting two ranks costs more than training them.
 """
 
 from __future__ import annotations
@@ -68,4 +69,5 @@ def keep_batches(trainer: Any, batches: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for name in sys.argv[1:]:
+        main(Path(name))
