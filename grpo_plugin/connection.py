@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from grpo_plugin.config import setting
 from reward_server.client import Endpoint, RewardClient
 from reward_server.errors import ConfigError, RewardServerError
-from reward_server.launch import ServerProcess, launch_server
+from reward_server.supervise import SupervisedServer, launch_supervised
 from reward_server.types import ScorerInfo, ServerInfo
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Connection:
     info: ServerInfo
     scorers: tuple[ScorerInfo, ...]
     run_id: str
-    server: ServerProcess | None
+    server: SupervisedServer | None
 
     def close(self) -> None:
         """Ends the calls in flight, and the embedded service."""
@@ -55,7 +55,7 @@ def connect(args: Any, state: _State) -> Connection | None:
         return None
     timeout_s = setting(args, "reward_connect_timeout_s")
     is_starter = not endpoint and state.local_process_index == 0
-    server = together(lambda: launch_server(Path(config), timeout_s=timeout_s) if is_starter else None, state)
+    server = together(lambda: launch_supervised(Path(config), timeout_s=timeout_s) if is_starter else None, state)
     try:
         endpoints = gather_object([server.endpoint if server else None])
         where = endpoint or endpoints[state.process_index - state.local_process_index]

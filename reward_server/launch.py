@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -80,21 +80,25 @@ def launch_server(
     listen: str | None = None,
     timeout_s: float = 120.0,
     log_path: str | Path | None = None,
+    on_spawn: Callable[[subprocess.Popen[bytes]], None] | None = None,
 ) -> ServerProcess:
     """Starts a server of this configuration and returns once it takes calls.
 
     `config` is a file or what it would hold (relative paths are then looked up in the working folder). `listen` is
     `host:port`, port 0 for a free one, or `unix:path`; unset, it is a unix socket that only this user can open. The
-    child's output goes to `log_path`, or to this process's standard error.
+    child's output goes to `log_path`, or to this process's standard error. `on_spawn` is handed the process before it
+    is ready, for who may have to end it meanwhile.
 
     Raises ConfigError or ScorerLoadError with what the child says, UnavailableError if it is not ready in time.
     """
-    folder = _private_folder()
+    folder = private_folder()
     process: subprocess.Popen[bytes] | None = None
     try:
         with _Ready() as ready, _config_file(config) as stdin, _log_file(log_path) as output:
             source = "-" if isinstance(config, Mapping) else str(config)
             process = _spawn(source, listen or f"unix:{folder}/socket", ready.child_fd, stdin, output, log_path is None)
+            if on_spawn is not None:
+                on_spawn(process)
             answer = ready.wait(process, timeout_s, "its configuration" if source == "-" else source, log_path)
         return ServerProcess(process, folder, answer["endpoints"], answer["config_digest"])
     except BaseException:
@@ -182,7 +186,7 @@ def _end(process: subprocess.Popen[bytes], grace_s: float) -> int:
     return process.wait()
 
 
-def _private_folder() -> Path:
+def private_folder() -> Path:
     """A new folder that only this user can enter, with a path short enough for a socket in it."""
     folder = tempfile.mkdtemp(prefix="reward-")
     if len(os.fsencode(f"{folder}/socket")) > _LONGEST_SOCKET_PATH:
