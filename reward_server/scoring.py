@@ -42,7 +42,7 @@ class ScorerSet:
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
         in_workers = [scorer.options for scorer in self._scorers if scorer.place is Place.WORKER]
-        self._pool = WorkerPool(in_workers, config.workers) if in_workers else None
+        self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
         self._by_name: dict[str, _Served] = {}
         self._info: ServerInfo | None = None
 
@@ -110,20 +110,10 @@ class ScorerSet:
             answers = await _all(*(served.score(group) for served in chosen))
         return GroupScores(
             group.group_id,
-            tuple(
-                ScorerScores(
-                    served.info.name,
-                    served.info.version,
-                    served.info.weight,
-                    result.scores,
-                    result.metrics,
-                    result.extra,
-                )
-                for served, result in zip(chosen, (timed.result for timed in answers), strict=True)
-            ),
+            tuple([served.scores(timed.result) for served, timed in zip(chosen, answers, strict=True)]),
             self.info.config_digest,
-            max(timed.queued_s for timed in answers),
-            max(timed.compute_s for timed in answers),
+            max([timed.queued_s for timed in answers]),
+            max([timed.compute_s for timed in answers]),
         )
 
     def _chosen(self, group: Group) -> list[_Served]:
@@ -161,6 +151,10 @@ class _Served:
             card.group_aware,
             card.required_columns,
         )
+
+    def scores(self, result: Result) -> ScorerScores:
+        info = self.info
+        return ScorerScores(info.name, info.version, info.weight, result.scores, result.metrics, result.extra)
 
     async def score(self, group: Group) -> Timed:
         try:
