@@ -50,6 +50,12 @@ class ServerConfig(BaseModel):
         ge=1,
         description="Worker processes for scorers that are synchronous code; each scores one group at a time.",
     )
+    worker_memory_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="Memory that a worker process may hold as data (Linux); beyond it an allocation fails, and with it "
+        "the score. Unset, only the system's out-of-memory killer stops a worker.",
+    )
     limits: LimitsConfig = Field(LimitsConfig(), description="What a caller may send.")
     listen: tuple[str, ...] = Field(
         (DEFAULT_LISTEN,), min_length=1, description="Addresses, each host:port or unix:path; port 0 takes a free one."

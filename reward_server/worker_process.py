@@ -16,6 +16,7 @@ import inspect
 import json
 import os
 import pickle
+import resource
 import signal
 import socket
 import struct
@@ -35,11 +36,14 @@ from reward_server.types import Group, Score, Status
 HEADER = struct.Struct("!Q")
 
 
-def main(fd: int, lifeline_fd: int, parent_pid: int) -> None:
-    """Runs until the server closes its end."""
+def main(fd: int, lifeline_fd: int, parent_pid: int, memory_bytes: int) -> None:
+    """Runs until the server closes its end, with at most `memory_bytes` of data; 0 is no limit."""
     os.set_inheritable(fd, False)  # a process that user code forks must not hold the line open
     os.set_inheritable(lifeline_fd, False)
     die_with_parent(parent_pid, lifeline_fd)
+    if memory_bytes:
+        # Not RLIMIT_AS: what is mapped without being used (CUDA, torch) would count, many times over.
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     for name in (signal.SIGINT, signal.SIGTERM):  # a service manager signals the whole group; the server ends us
         signal.signal(name, lambda *_: None)
     with socket.socket(fileno=fd) as line, line.makefile("rwb") as file:

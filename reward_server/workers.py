@@ -50,9 +50,11 @@ _LONGEST_BACKOFF_S = 30.0
 class WorkerPool:
     """`size` workers and the callers that wait for one, first come first served."""
 
-    def __init__(self, scorers: Sequence[ScorerOptions], size: int):
+    def __init__(self, scorers: Sequence[ScorerOptions], size: int, memory_bytes: int | None = None):
+        """Each worker may hold `memory_bytes` of data, anything if that is None."""
         self._scorers = list(scorers)
         self._size = size
+        self._memory_bytes = memory_bytes
         self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
         self._waiting: deque[asyncio.Future[_Worker]] = deque()
@@ -146,7 +148,7 @@ class WorkerPool:
     # ------------------------------------------------------------------------------------------------ lives and deaths
 
     async def _add_worker(self) -> dict[str, Card]:
-        worker = await _Worker.start()
+        worker = await _Worker.start(self._memory_bytes)
         try:
             cards = await worker.load(self._scorers)
         except BaseException:
@@ -230,13 +232,13 @@ class _Worker:
         self._ended = asyncio.create_task(self._watch())
 
     @classmethod
-    async def start(cls) -> _Worker:
+    async def start(cls, memory_bytes: int | None) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             their_lifeline, our_lifeline = os.pipe()
             try:
-                process = _spawn(theirs.fileno(), their_lifeline)
+                process = _spawn(theirs.fileno(), their_lifeline, memory_bytes)
             except BaseException:
                 writer.close()
                 os.close(our_lifeline)
@@ -307,8 +309,8 @@ class _Worker:
         self._writer.transport.abort()
 
 
-def _spawn(line_fd: int, lifeline_fd: int) -> subprocess.Popen[bytes]:
-    arguments = [json.dumps(sys.path), str(line_fd), str(lifeline_fd), str(os.getpid())]
+def _spawn(line_fd: int, lifeline_fd: int, memory_bytes: int | None) -> subprocess.Popen[bytes]:
+    arguments = [json.dumps(sys.path), *map(str, (line_fd, lifeline_fd, os.getpid(), memory_bytes or 0))]
     return subprocess.Popen(
         [sys.executable, "-P", "-u", "-c", _BOOT, *arguments],
         stdin=subprocess.DEVNULL,
