@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from reward_server.types import Score, Status
 log = logging.getLogger("reward_server")
 
 _LONGEST_MESSAGE = 500
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class NoResultError(Exception):
@@ -70,7 +72,15 @@ def raised(error: BaseException) -> NoResultError:
     """The exception that user code raised, as a failure. Raises it on if it blames the group itself."""
     if isinstance(error, InvalidGroupError):
         raise error
-    return NoResultError(Status.FAILED, one_line(error), "".join(traceback.format_exception(error)))
+    return NoResultError(Status.FAILED, one_line(error), _users_traceback(error))
+
+
+def _users_traceback(error: BaseException) -> str:
+    """The traceback from the first frame that is not this package's; the whole of it if all are."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
 
 
 def one_line(error: BaseException) -> str:
