@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 from typing import Any
 
 
@@ -69,4 +70,11 @@ def fails_on_eleven(prompts: list[Any], completions: list[Any], **_: Any) -> lis
     """Fails on one prompt of the dataset, so that one rank alone meets it."""
     if any("11" in text_of(prompt) for prompt in prompts):
         raise RuntimeError("eleven")
+    return vowels(completions)
+
+
+def flaky(completions: list[Any], **_: Any) -> list[float]:
+    """Fails on about 30 % of all completions, the same ones each time; scores the others."""
+    if any(zlib.crc32(text_of(x).encode()) % 10 < 3 for x in completions):
+        raise RuntimeError("this completion is unlucky")
     return vowels(completions)

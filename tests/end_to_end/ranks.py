@@ -48,7 +48,7 @@ def main(path: Path) -> None:
     batches: list[dict[str, Any]] = []
     keep_batches(trainer, batches)
     trainer.train()
-    state = trainer.accelerator.get_state_dict(trainer.model)  # gathers ZeRO-3's shards, so every rank calls it
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers ZeRO-3's shards, so every rank calls it
     if trainer.accelerator.is_main_process:
         torch.save({name: value.float().cpu() for name, value in state.items()}, path.with_suffix(".pt"))
         path.with_suffix(".out").write_text(json.dumps({"log": trainer.state.log_history, "batches": batches}))

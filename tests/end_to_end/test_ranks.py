@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import SCORING, function
+from launching import launch
 from transformers import AutoModelForCausalLM
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-ROOT = Path(__file__).parent.parent.parent
 ARGS = {
     "max_steps": 5,
     "per_device_train_batch_size": 4,
@@ -41,28 +38,18 @@ Serve = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
 
 
-def launch(folder: Path, accelerate: str, **specs: dict[str, Any]) -> tuple[int, str]:
+def run_all(folder: Path, accelerate: str, **specs: dict[str, Any]) -> tuple[int, str]:
     """Runs the ranks to their end, one spec after another; the exit code and what they printed."""
-    for name, spec in specs.items():
-        args = {**ARGS, **spec.get("args", {})}
-        if spec["trainer"] == "stock":
-            args = {key: value for key, value in args.items() if key not in _OURS}
-        path = folder / name / "spec.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({**spec, "args": args}))
-    config = ROOT / "configs" / "accelerate" / f"{accelerate}.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += [str(ROOT / "tests/end_to_end/ranks.py"), *(str(folder / name / "spec.json") for name in specs)]
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    run = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=360, env=env, check=False
-    )
-    return run.returncode, run.stdout
+    for spec in specs.values():
+        ours = {**ARGS, **spec.get("args", {})}
+        stock = {key: value for key, value in ours.items() if key not in _OURS}
+        spec["args"] = stock if spec["trainer"] == "stock" else ours
+    return launch(accelerate, "ranks.py", folder, **specs)
 
 
 def train(folder: Path, accelerate: str, **specs: dict[str, Any]) -> dict[str, tuple[Weights, dict[str, Any]]]:
     """Runs the ranks; for each spec the weights that it ends with, and its log and batches."""
-    code, output = launch(folder, accelerate, **specs)
+    code, output = run_all(folder, accelerate, **specs)
     assert code == 0, output[-4000:]
     return {name: result(folder / name) for name in specs}
 
@@ -147,7 +134,7 @@ def test_a_failure_that_one_rank_sees_stops_all_ranks_with_the_same_error(
 ) -> None:
     endpoint = serve(function("fails_on_eleven")).endpoint
     args = {"reward_endpoint": [endpoint], "max_steps": 50, "on_reward_failure": "raise"}
-    code, output = launch(tmp_path, "cpu_ddp", run={"trainer": "remote", "model": tiny_model, "args": args})
+    code, output = run_all(tmp_path, "cpu_ddp", run={"trainer": "remote", "model": tiny_model, "args": args})
     assert code != 0
     assert output.count("ScoringFailedError: training stops on every rank") >= 2, output[-4000:]
     assert "RuntimeError: eleven" in output
