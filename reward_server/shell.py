@@ -7,7 +7,10 @@ endpoint.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,24 +139,62 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
         print(f"configuration {scorers.info.config_digest[:12]}: {len(scorers.info.scorers)} scorers are loaded")
         for info, scorer in zip(scorers.info.scorers, scorers.scorers, strict=True):
             print(f"  {describe(info)}; runs in: {scorer.place.value}")
-        group = _sample_group(scorers.info.scorers) if sample is None else next(_sample_of_file(sample))
-        scorers.admit(group)
-        scores = await scorers.score(group)
+        if sample is None:
+            return await _score_made_up_sample(scorers)
+        return await _score_sample(scorers, next(_sample_of_file(sample)), sample)
     finally:
         await scorers.close()
-    print(f"\nscores of {'a made-up sample' if sample is None else sample}:", *table(group, scores), sep="\n")
-    if not _failures(scores):
+
+
+async def _score_made_up_sample(scorers: ScorerSet) -> int:
+    """As text; and as messages for those that fail on it, since a function may read only one of the two forms."""
+    text, messages = _made_up(scorers.info.scorers)
+    with _without_tracebacks():
+        scores = await scorers.score(text)
+    fail = tuple(scorer.name for scorer in scores.scorers if any(score.status.is_failure for score in scorer.scores))
+    passing = tuple(info.name for info in scorers.info.scorers if info.name not in fail)
+    if passing:
+        await _score_sample(scorers, dataclasses.replace(text, scorers=passing), "a made-up sample")
+    if not fail:
         return 0
-    hint = "; if that is the made-up sample's fault, give a row of your data with --sample FILE" if not sample else ""
-    print(f"error: {len(_failures(scores))} scores of the sample failed{hint}", file=sys.stderr)
-    return 1
+    code = await _score_sample(scorers, dataclasses.replace(messages, scorers=fail), "a made-up sample of messages")
+    if code:
+        print("if that is the made-up sample's fault, give a row of your data with --sample FILE", file=sys.stderr)
+    return code
 
 
-def _sample_group(infos: Sequence[ScorerInfo]) -> Group:
-    """A prompt, three completions, and a value for every column that a scorer needs."""
-    prompt, completions = _SAMPLE
+async def _score_sample(scorers: ScorerSet, group: Group, what: str) -> int:
+    scorers.admit(group)
+    scores = await scorers.score(group)
+    print(f"\nscores of {what}:", *table(group, scores), sep="\n")
+    if failures := _failures(scores):
+        print(f"error: {failures[0]}", file=sys.stderr)
+    return int(bool(failures))
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Failures that are expected are not worth the log."""
+    log = logging.getLogger("reward_server")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _made_up(infos: Sequence[ScorerInfo]) -> tuple[Group, Group]:
+    """A prompt and three completions with token ids and every column that a scorer needs: as text, as messages."""
+    prompt, texts = _SAMPLE
     columns = {name: _SAMPLE_VALUE for info in infos for name in info.required_columns}
-    return Group(prompt, tuple(Completion(text) for text in completions), columns, run_id="check", group_id="sample")
+    token_ids = [tuple(range(len(text.split()))) or None for text in texts]
+    messages: list[Content] = [[{"role": "assistant", "content": text}] for text in texts]
+    names: dict[str, Any] = {"columns": columns, "run_id": "check", "group_id": "sample"}
+    return (
+        Group(prompt, tuple(map(Completion, texts, token_ids)), **names),
+        Group([{"role": "user", "content": prompt}], tuple(map(Completion, messages, token_ids)), **names),
+    )
 
 
 def _sample_of_file(path: str) -> Iterator[Group]:

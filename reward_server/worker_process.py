@@ -11,6 +11,7 @@ server's standard error: what user code prints disturbs nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -46,7 +47,8 @@ def main(fd: int, lifeline_fd: int, parent_pid: int, memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     for name in (signal.SIGINT, signal.SIGTERM):  # a service manager signals the whole group; the server ends us
         signal.signal(name, lambda *_: None)
-    with socket.socket(fileno=fd) as line, line.makefile("rwb") as file:
+    # A server that ends meanwhile reads no answer, and nobody is left to be told.
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=fd) as line, line.makefile("rwb") as file:
         scorers = _load(file)
         while (frame := _read(file)) is not None:
             name, group = pickle.loads(frame)
