@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,9 +107,14 @@ def parse(argv: Sequence[str]) -> Job:
     parser.allow_abbrev = False
     parser.set_defaults(**_defaults_of_this_machine())
     try:
-        *parsed, in_yaml, in_shell = parser.parse_args_and_config(
-            list(argv), return_remaining_strings=True, separate_remaining_strings=True
-        )
+        with warnings.catch_warnings():
+            # trl 1.16 sets, by default, what transformers 5.23 has renamed: no affair of the user's.
+            warnings.filterwarnings(
+                "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
+            )
+            *parsed, in_yaml, in_shell = parser.parse_args_and_config(
+                list(argv), return_remaining_strings=True, separate_remaining_strings=True
+            )
     except UsageError:
         raise
     except FileNotFoundError as error:
@@ -290,6 +296,7 @@ def run(trainer: RemoteGRPOTrainer, job: Job) -> None:
         trainer.save_metrics("eval", trainer.evaluate())
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=job.data.dataset_name)
+    trainer.accelerator.wait_for_everyone()  # the embedded service of one rank serves them all
     trainer.close()
 
 
