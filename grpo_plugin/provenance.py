@@ -66,7 +66,7 @@ def update(description: dict[str, Any], now: dict[str, Any], step: int, changes:
 
 
 class ProvenanceCallback(TrainerCallback):
-    """Writes the description at the start of training and with each checkpoint, on the main process."""
+    """Writes the description at both ends of training and with each checkpoint, on the main process."""
 
     def __init__(self, description: dict[str, Any]):
         self.description = description
@@ -76,6 +76,8 @@ class ProvenanceCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             write(self.description, Path(args.output_dir))
+
+    on_train_end = on_train_begin  # it may have changed, where the user allowed it
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

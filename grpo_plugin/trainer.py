@@ -344,6 +344,9 @@ class RemoteGRPOTrainer(GRPOTrainer):
             )
         logger.warning(f"the reward service's configuration changed: {changes}")
         provenance.update(self._provenance, now, self.state.global_step, changes)
+        if self.args.reward_weights is None:
+            weights = [now["scorers"][scorer.name]["weight"] for scorer in connection.scorers]
+            self.reward_weights[self._remote] = torch.tensor(weights)
 
     # ---------------------------------------------------------------------------------------------------------- KL term
 

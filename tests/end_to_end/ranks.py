@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def main(path: Path) -> None:
         train_dataset=make_dataset(),
         rollout_func=fixed_rollout if spec.get("fixed_rollout") else None,
     )
+    if spec.get("late_s") and trainer.accelerator.process_index == 1:
+        be_late(trainer, spec["late_s"])
     batches: list[dict[str, Any]] = []
     keep_batches(trainer, batches)
     trainer.train()
@@ -52,6 +55,17 @@ def main(path: Path) -> None:
     if trainer.accelerator.is_main_process:
         torch.save({name: value.float().cpu() for name, value in state.items()}, path.with_suffix(".pt"))
         path.with_suffix(".out").write_text(json.dumps({"log": trainer.state.log_history, "batches": batches}))
+
+
+def be_late(trainer: Any, late_s: float) -> None:
+    """This rank reaches each collection of scores later than the others."""
+    calculate = trainer._calculate_rewards
+
+    def late(*args: Any) -> Any:
+        time.sleep(late_s)
+        return calculate(*args)
+
+    trainer._calculate_rewards = late
 
 
 def keep_batches(trainer: Any, batches: list[dict[str, Any]]) -> None:

@@ -32,7 +32,7 @@ ARGS = {
     "ddp_timeout": 120,
     "reward_timeout_s": 60.0,
 }
-_OURS = {"reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure"}
+_OURS = {"reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure", "max_failure_rate"}
 
 Serve = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
@@ -138,3 +138,31 @@ def test_a_failure_that_one_rank_sees_stops_all_ranks_with_the_same_error(
     assert code != 0
     assert output.count("ScoringFailedError: training stops on every rank") >= 2, output[-4000:]
     assert "RuntimeError: eleven" in output
+
+
+def test_under_zero2_a_run_with_30_percent_failures_and_a_rank_that_is_3_s_late_goes_to_its_end(
+    tiny_model: str, tmp_path: Path, serve: Serve
+) -> None:
+    args = {
+        "reward_endpoint": [serve(function("flaky")).endpoint],
+        "reward_timeout_s": 20.0,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+        "beta": 0.1,
+        "ddp_backend": "gloo",
+        "max_failure_rate": 1.0,
+    }
+    run = {"trainer": "remote", "model": tiny_model, "args": args, "late_s": 3.0}
+    nothing = {"trainer": "remote", "model": tiny_model, "args": {**args, "max_steps": 2}}
+    nothing["args"]["reward_endpoint"] = [serve(function("raises")).endpoint]
+    results = train(tmp_path, "cpu_zero2", run=run, nothing=nothing)
+    weights, out = results["run"]
+    logs = [log for log in out["log"] if "reward/groups" in log]
+    assert len(logs) == 4
+    assert sum(log.get("reward/dropped", 0) for log in logs) > 0
+    assert max(log["reward/exposed_wait_s"] for log in logs) < 20.0
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    start = start_weights(tiny_model)
+    assert largest_difference(weights, start) > 0.0
+    # and where nothing at all survives, DeepSpeed, which steps inside backward, moves no weight either
+    assert largest_difference(results["nothing"][0], start) == 0.0
