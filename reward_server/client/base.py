@@ -37,8 +37,10 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the server's own limit is checked before sending, and names itself
     ("grpc.max_receive_message_length", -1),
     # Finds a partition or a stopped replica within 15 s instead of at the deadline. Our server takes pings 5 s apart.
+    # It is the ping's own time-out that ends the connection (grpcio 1.85): 60 s by default, whatever keepalive's says.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     # Back at a replica that returns within a second.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),

@@ -39,23 +39,6 @@ def test_a_connection_cut_half_way_through_a_response_costs_no_group(
         assert client.counts.retries > 0
 
 
-@pytest.mark.slow
-def test_a_half_open_connection_is_found_by_its_pings_and_the_groups_go_elsewhere(
-    replicas: Replicas, proxy: Before
-) -> None:
-    first, second = replicas(2, made("slow_length", seconds=0.2))
-    link = proxy(first.endpoint)
-    with RewardClient([link.endpoint, second.endpoint]) as client:
-        client.score(make_group(["a"]))
-        load = Load(client, timeout_s=30).submit(6)
-        link.go_silent()  # no FIN, no RST: nobody is told
-        load.finish()
-        assert not load.errors()
-        assert not load.wrong(lengths)
-        assert load.longest_s < 15 + SLACK_S + 1
-        assert client.counts.retries > 0
-
-
 def test_a_silent_connection_to_a_sole_server_ends_at_the_deadline(replicas: Replicas, proxy: Before) -> None:
     (replica,) = replicas(1, made("slow_length", seconds=0.2))
     link = proxy(replica.endpoint)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 from builders import make_group
 
 from faults.conftest import SLACK_S, Load, Replicas, lengths, values
+from faults.proxy import Proxy
 from faults.test_scorers import broken, made
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import DeadlineError
+
+Before = Callable[[str], Proxy]
 
 
 def slow_length(seconds: float, **kwargs: Any) -> dict[str, Any]:
@@ -52,18 +56,20 @@ async def test_the_async_client_loses_nothing_either(replicas: Replicas) -> None
 
 
 @pytest.mark.slow
-def test_a_replica_that_stops_in_a_call_is_left_within_15_s(replicas: Replicas) -> None:
-    first, second = replicas(2, slow_length(0.3))
-    with RewardClient([first.endpoint, second.endpoint]) as client:
-        client.score(make_group(["a"]))
-        load = Load(client, timeout_s=30).submit(8)
+def test_a_stopped_replica_and_a_half_open_connection_are_left_within_15_s(replicas: Replicas, proxy: Before) -> None:
+    stopped, silent, well = replicas(3, slow_length(0.3))
+    link = proxy(silent.endpoint)
+    with RewardClient([stopped.endpoint, link.endpoint, well.endpoint]) as client:
+        load = Load(client, timeout_s=30).submit(3).finish()  # all three are connected
+        load.submit(12)
         time.sleep(0.1)
-        first.freeze()
+        stopped.freeze()
+        link.go_silent()  # no FIN, no RST: nobody is told
         load.finish()
         assert not load.errors()
         assert not load.wrong(lengths)
         assert load.longest_s < 15 + SLACK_S + 1.5  # a ping after 10 s, 5 s for its answer; then the group's turn
-        assert client.counts.retries > 0
+        assert client.counts.retries >= 2
 
 
 @pytest.mark.slow
