@@ -103,7 +103,7 @@ def checked(answer: Any, expected: int) -> Result:
     scores = tuple(answer.scores)
     if len(scores) != expected:
         scores = failed(expected, Status.INVALID, f"returned {len(scores)} scores for {expected} completions")
-    elif not all(_is_sound(score) for score in scores):
+    elif not all(map(_is_sound, scores)):
         scores = tuple(score if _is_sound(score) else _as_score(score) for score in scores)
     if not answer.metrics and not answer.extra:
         return Result(scores)

@@ -209,7 +209,7 @@ def _encode_scorer_scores(scorer: ScorerScores) -> pb.ScorerScores:
     add = message.scores.add
     for score in scorer.scores:  # in place: half the time of building G messages first
         encoded = add()
-        encoded.status = score.status.value  # type: ignore[assignment]
+        encoded.status = int(score.status)  # type: ignore[assignment]
         if score.value is not None:
             encoded.value = score.value
         if score.message:
