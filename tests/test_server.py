@@ -36,6 +36,8 @@ LENGTH = {"type": "length", "name": "short", "max": 3}
 
 Start = Callable[..., tuple[ServerProcess, RewardClient]]
 
+pytestmark = pytest.mark.slow  # one process after another, each with its own
+
 
 @pytest.fixture
 def start() -> Iterator[Start]:
