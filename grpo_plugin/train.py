@@ -138,8 +138,8 @@ def _defaults_of_this_machine() -> dict[str, Any]:
     if torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true":
         return {}
     defaults: dict[str, Any] = {"bf16": False, "dataloader_pin_memory": False}
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed where it is installed; it warns
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         return {**defaults, "ddp_backend": "gloo"}
     return {**defaults, "use_cpu": True}
 

@@ -185,14 +185,15 @@ def _conclude(console: Console, outcome: Outcome, folder: Path, seconds: float) 
     console.print(table)
     console.print(
         f"held-out accuracy   [bold]{before:.0%} → {after:.0%}[/]   "
-        f"({len(outcome.words)} words, none of them trained on; {format_duration(seconds)} in all)\n"
+        f"({len(outcome.words)} words, none of them trained on; {format_duration(seconds)} in all)\n",
+        soft_wrap=True,
     )
     console.print(f"run folder: {folder}", soft_wrap=True)
     console.print("next:", style="dim")
     for command in (
         f"grpo plot {folder}",
         f"grpo train --config {folder}/train.yaml --output_dir {folder}-again --learning_rate 5e-4",
-        f"reward-server score --config {folder}/reward.yaml --help",
+        f"reward-server score --config {folder}/reward.yaml --prompt ba= --completion ab --column 'answer=\"ab\"'",
     ):
         console.print(f"  [cyan]{command}[/]", soft_wrap=True)
 
