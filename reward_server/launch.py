@@ -135,13 +135,18 @@ class _Ready:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
-        with contextlib.suppress(OSError):  # closed already if the child was awaited
+        self._close_child_fd()
+
+    def _close_child_fd(self) -> None:
+        """Once only: a second time it would be a descriptor that another thread has opened meanwhile."""
+        if self.child_fd >= 0:
             os.close(self.child_fd)
+            self.child_fd = -1
 
     def wait(
         self, process: subprocess.Popen[bytes], timeout_s: float, source: str, log_path: str | Path | None
     ) -> dict[str, Any]:
-        os.close(self.child_fd)  # so that the child's end is the pipe's
+        self._close_child_fd()  # so that the child's end is the pipe's
         line = self._read_line(timeout_s)
         if line is None:
             raise errors.UnavailableError(

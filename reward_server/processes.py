@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
+import time
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -71,6 +73,22 @@ def die_with_parent(parent_pid: int, lifeline_fd: int) -> None:
 
 def _end_on_eof(fd: int) -> None:
     os.read(fd, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_after(pid: int, grace_s: float) -> None:
+    """Has this process killed `grace_s` seconds after the other ends, whatever its event loop is busy with by then.
+
+    Does nothing where the system has no pidfd (macOS).
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        pidfd = os.pidfd_open(pid)
+        threading.Thread(target=_kill_after, args=(pidfd, grace_s), name="last resort", daemon=True).start()
+
+
+def _kill_after(pidfd: int, grace_s: float) -> None:
+    select.select([pidfd], [], [])
+    time.sleep(grace_s)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

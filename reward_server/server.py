@@ -25,7 +25,7 @@ import grpc.aio
 
 from reward_server.addresses import parse_address, refuse_insecure
 from reward_server.config import ServerConfig
-from reward_server.processes import ended
+from reward_server.processes import ended, killed_after
 from reward_server.scoring import ScorerSet
 from reward_server.service import SERVICE_NAME, RewardService
 from reward_server.types import ServerInfo
@@ -154,6 +154,9 @@ class RewardServer:
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
 
+# Time to end its workers by itself once its parent is gone.
+_ORPHAN_GRACE_S = 3.0
+
 # Time for the UNAVAILABLE of calls that were cut to reach their callers.
 _LAST_WORDS_S = 0.5
 
@@ -201,6 +204,7 @@ async def _stopped_with_parent(server: RewardServer, parent_pid: int | None) -> 
     if parent_pid is None:
         yield
         return
+    killed_after(parent_pid, _ORPHAN_GRACE_S)  # a scorer that blocks the event loop would keep the next line from it
     task = asyncio.create_task(ended(parent_pid))
     task.add_done_callback(lambda task: None if task.cancelled() else server.ask_to_stop(at_once=True))
     try:

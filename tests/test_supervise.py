@@ -113,3 +113,34 @@ def test_the_server_ends_within_5_s_of_its_owner_however_that_ends(then: str) ->
     assert owner.wait(10) == (-9 if "wait" in then else 3)
     assert wait_until(lambda: not any(map(is_alive, children)), 5)
     owner.stdout.close()
+
+
+BLOCKED = """
+import sys
+sys.path.insert(0, {tests!r})
+from builders import make_group
+from reward_server.client import RewardClient
+from reward_server.supervise import launch_supervised
+server = launch_supervised({config!r}, timeout_s=60)
+pending = RewardClient(server.endpoint).submit(make_group(["a"]))
+print(server.pid, flush=True)
+pending.exception()
+"""
+
+
+@pytest.mark.slow
+def test_a_server_whose_event_loop_is_blocked_ends_within_5_s_of_its_owner_too(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    started = tmp_path / "started"
+    deaf = function("deaf", function=f"{tests}/faults/broken.py:make_deaf_loop", factory=True, place="loop")
+    config = {"scorers": [{**deaf, "kwargs": {"seconds": 60, "started": str(started)}}], "workers": 1}
+    owner = subprocess.Popen(
+        [sys.executable, "-c", BLOCKED.format(tests=str(tests), config=config)], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    assert wait_until(started.exists, 10)
+    owner.kill()
+    owner.wait(10)
+    assert wait_until(lambda: not is_alive(pid), 5)
+    owner.stdout.close()

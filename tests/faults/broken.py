@@ -120,10 +120,12 @@ def make_jumping_clock(jump_s: float) -> Callable[..., Any]:
     return jumping
 
 
-def make_deaf_loop(seconds: float) -> Callable[..., Any]:
+def make_deaf_loop(seconds: float, started: str | None = None) -> Callable[..., Any]:
     """Blocks the server's event loop, as an async function does that forgets to wait."""
 
     async def deaf(completions: list[Any], **_: Any) -> list[float]:
+        if started is not None:
+            Path(started).touch()  # noqa: ASYNC240
         time.sleep(seconds)  # noqa: ASYNC251 - the fault itself
         return length(completions)
 
