@@ -7,7 +7,10 @@ its hub name, as if it had been downloaded before; nothing in them is patched. K
     HF_HOME/datasets/trl-internal-testing___zen/<config>/0.0.0/<hash>/…arrow
 """
 
+import codecs
 import contextlib
+import importlib
+import io
 import json
 import tempfile
 from collections.abc import Callable
@@ -27,9 +30,7 @@ from . import models, vocab
 ORGANISATION = "trl-internal-testing"
 COMMIT = "0" * 40
 
-# The hub's have 17 and 2. With 3, a test takes 9 optimizer steps rather than 51: enough to move every parameter, and
-# too few for the log of every tenth step, so that the last log holds the metrics that the tests read.
-TRAIN_ROWS, TEST_ROWS = 3, 2
+TRAIN_ROWS, TEST_ROWS = 17, 2  # as on the hub
 
 
 def build(home: Path) -> None:
@@ -39,8 +40,11 @@ def build(home: Path) -> None:
     home.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent) as folder:
         _fill(Path(folder) / home.name)
-        with contextlib.suppress(FileExistsError):  # another process was quicker
+        try:
             (Path(folder) / home.name).rename(home)
+        except OSError:  # another process may have been quicker
+            if not home.exists():
+                raise
 
 
 def _fill(home: Path) -> None:
@@ -92,9 +96,16 @@ def _save_model_with_its_own_code(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-COLOURS = ["red", "green", "blue", "amber", "violet"]
-assert len(COLOURS) == TRAIN_ROWS + TEST_ROWS
-QUESTIONS = [f"What goes well with {colour}?" for colour in COLOURS]
+# How many words of each line of `import this` make a prompt; one of TRL's tests knows the first twelve by heart.
+WORDS_OF_LINE = (4, 2, 3, 1, 4, 3, 1, 4, 3, 3, 2, 6, 5, 4, 2, 3, 6, 6, 3)
+
+
+def _prompts() -> list[str]:
+    """The openings of the Zen of Python's lines, which is what TRL's data set `zen` holds."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        this = importlib.import_module("this")
+    _title, _blank, *lines = codecs.decode(this.s, "rot13").splitlines()
+    return [" ".join(line.split()[:count]).rstrip(".") for line, count in zip(lines, WORDS_OF_LINE, strict=True)]
 
 
 def _as_messages(text: str) -> list[dict[str, str]]:
@@ -102,19 +113,18 @@ def _as_messages(text: str) -> list[dict[str, str]]:
 
 
 def _text_rows(conversational: bool) -> dict[str, list[Any]]:
-    return {"prompt": [_as_messages(text) if conversational else text for text in QUESTIONS]}
+    return {"prompt": [_as_messages(text) if conversational else text for text in _prompts()]}
 
 
 def _image_rows() -> dict[str, list[Any]]:
-    return {"prompt": [_as_messages(text) for text in QUESTIONS], "image": _pictures(len(QUESTIONS))}
+    rows = _text_rows(conversational=True)
+    return rows | {"image": _pictures(len(rows["prompt"]))}
 
 
 def _images_rows() -> dict[str, list[Any]]:
     """One picture for the first row, two for the next, and so on in turn."""
-    return {
-        "prompt": [_as_messages(text) for text in QUESTIONS],
-        "images": [_pictures(1 + row % 2) for row in range(len(QUESTIONS))],
-    }
+    rows = _text_rows(conversational=True)
+    return rows | {"images": [_pictures(1 + number % 2) for number in range(len(rows["prompt"]))]}
 
 
 def _pictures(how_many: int) -> list[PILImage.Image]:

@@ -47,7 +47,6 @@ SMALL = {
     "intermediate_size": 32,
 }  # fmt: skip
 SMALL_TEXT = SMALL | {"hidden_size": 16}
-SMALL_MOE = SMALL | {"num_experts_per_tok": 2}
 
 
 def _token_ids(tokenizer: Any) -> dict[str, int | None]:
