@@ -52,7 +52,7 @@ class DropSample:
     """
 
     def drops(self, failed_BGS: Mask) -> Drops:
-        return Drops(failed_BGS.any(axis=2), _none_of(failed_BGS))
+        return Drops(_any(failed_BGS, 2), _none_of(failed_BGS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class DropGroup:
     """A group with any failed score leaves whole: its prompt teaches nothing in this step."""
 
     def drops(self, failed_BGS: Mask) -> Drops:
-        lost_B1 = failed_BGS.any(axis=(1, 2))[:, None]
+        lost_B1 = _any(failed_BGS, (1, 2))[:, None]
         return Drops(np.broadcast_to(lost_B1, failed_BGS.shape[:2]), _none_of(failed_BGS))
 
 
@@ -72,7 +72,11 @@ class DropScorer:
     """
 
     def drops(self, failed_BGS: Mask) -> Drops:
-        return Drops(np.zeros(failed_BGS.shape[:2], bool), failed_BGS.any(axis=1))
+        return Drops(np.zeros(failed_BGS.shape[:2], bool), _any(failed_BGS, 1))
+
+
+def _any(mask: Mask, axis: int | tuple[int, ...]) -> Mask:
+    return np.asarray(mask.any(axis=axis))
 
 
 def _none_of(failed_BGS: Mask) -> Mask:
@@ -107,5 +111,5 @@ def policy_of(name: str) -> FailurePolicy:
 
 def leave_small_groups(dropped_BG: Mask, min_group_size: int) -> Mask:
     """`dropped_BG`, with every completion of a group that has fewer than `min_group_size` survivors."""
-    small_B1 = ((~dropped_BG).sum(axis=1) < min_group_size)[:, None] & dropped_BG.any(axis=1)[:, None]
+    small_B1 = ((~dropped_BG).sum(axis=1) < min_group_size)[:, None] & _any(dropped_BG, 1)[:, None]
     return dropped_BG | small_B1

@@ -70,6 +70,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
     ScoringFailedError in a step in which a score failed.
     """
 
+    beta: float
     _connection: Connection | None = None  # on the class too, for trainers made without __init__, as in TRL's own tests
 
     def __init__(

@@ -4,7 +4,7 @@ The scorer takes a fixed time a group (asynchronously, as a judge would), below 
 log-probability passes. Stock TRL calls the same function after those passes and waits all of it; this trainer submits
 before them. Rounds alternate; the medians over all steps but each round's first are printed.
 
-    python tests/benchmarks/exposed_wait.py [--latency-s 0.5] [--steps 6] [--rounds 2]
+    python tests/benchmarks/exposed_wait.py [--latency-s 0.3] [--steps 4] [--rounds 2]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMON = {
     "num_generations": 8,
     "steps_per_generation": 1,
     "gradient_accumulation_steps": 2,  # generation and update out of step: TRL then needs the old log-probabilities
-    "max_completion_length": 64,
+    "max_completion_length": 48,
     "beta": 0.04,
     "logging_steps": 1,
     "report_to": "none",
@@ -83,11 +83,11 @@ def save_model(folder: Path) -> str:
     tokenizer = make_tokenizer()
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=None,  # every completion has the full length, so that every step has the same work
     )
@@ -98,7 +98,7 @@ def save_model(folder: Path) -> str:
 
 def run(cls: type, args: Any, model: str, reward: Any, steps: int) -> tuple[float, float]:
     """The median seconds of a step's log-probability passes (old and reference) and of its wait for rewards."""
-    data = Dataset.from_dict({"prompt": [f"a prompt of some length, number {index}" * 4 for index in range(64)]})
+    data = Dataset.from_dict({"prompt": [f"a prompt of some length, number {index}" for index in range(64)]})
     trainer = cls(model, reward_funcs=reward, args=args, train_dataset=data)
     timed = Timed(trainer)
     trainer.train()
@@ -112,8 +112,8 @@ def run(cls: type, args: Any, model: str, reward: Any, steps: int) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency-s", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--latency-s", type=float, default=0.3)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the service has the other core
