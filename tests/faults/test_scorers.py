@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from builders import make_group
-from faults.conftest import SLACK_S, outcome, statuses, values
 
+from faults.conftest import SLACK_S, outcome, statuses, values
 from reward_server.client import RewardClient
 from reward_server.types import Status
 
@@ -29,47 +29,50 @@ def made(name: str, **kwargs: Any) -> dict[str, Any]:
     return broken(f"make_{name}", factory=True, kwargs=kwargs)
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "message"),
-    [
-        ("raises", FAILED, "ValueError: this one is bad"),
-        ("sys_exits", FAILED, "SystemExit: 7"),
-        ("exits", FAILED, "worker process died while scoring (exit code 7)"),
-        ("dies", FAILED, "worker process died while scoring (SIGKILL, out of memory?)"),
-        ("segfaults", FAILED, "worker process died while scoring (SIGSEGV)"),
-        ("nan", INVALID, "nan, not a finite number"),
-        ("infinity", INVALID, "inf, not a finite number"),
-        ("minus_infinity", INVALID, "-inf, not a finite number"),
-        ("string", INVALID, "the string '0.5', not a number"),
-        ("nested", INVALID, "type list, not a number"),
-    ],
-)
-def test_a_bad_completion_costs_its_own_score_and_says_why(
-    server: Server, name: str, status: Status, message: str
-) -> None:
-    with RewardClient(server(broken(name)).endpoint, timeout_s=20) as client:
-        scores = client.score(make_group(["a", "bad", "ccc"]))
-        assert statuses(scores) == [OK, status, OK]
-        assert values(scores) == [1.0, None, 3.0]
-        assert message in outcome(scores)[1].message
-        assert values(client.score(make_group(["a", "bbbb"], group_id="next"))) == [1.0, 4.0]
+BAD_COMPLETIONS = {
+    "raises": (FAILED, "ValueError: this one is bad"),
+    "sys_exits": (FAILED, "SystemExit: 7"),
+    "exits": (FAILED, "worker process died while scoring (exit code 7)"),
+    "dies": (FAILED, "worker process died while scoring (SIGKILL, out of memory?)"),
+    "segfaults": (FAILED, "worker process died while scoring (SIGSEGV)"),
+    "nan": (INVALID, "nan, not a finite number"),
+    "infinity": (INVALID, "inf, not a finite number"),
+    "minus_infinity": (INVALID, "-inf, not a finite number"),
+    "string": (INVALID, "the string '0.5', not a number"),
+    "nested": (INVALID, "type list, not a number"),
+}
+BAD_SHAPES = {
+    "too_few": "2 scores for 3 completions",
+    "too_many": "4 scores for 3 completions",
+    "all_strings": "the string '0'",
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("too_few", "2 scores for 3 completions"),
-        ("too_many", "4 scores for 3 completions"),
-        ("all_strings", "the string '0'"),
-    ],
-)
-def test_an_answer_of_the_wrong_shape_is_invalid_for_all(server: Server, name: str, message: str) -> None:
-    with RewardClient(server(broken(name)).endpoint, timeout_s=20) as client:
-        scores = client.score(make_group(["a", "bb", "ccc"]))
-        assert statuses(scores) == [INVALID] * 3
-        assert all(message in score.message for score in outcome(scores))
+def ask(client: RewardClient, scorer: str, *completions: str) -> Any:
+    return client.submit(make_group(completions, group_id=f"{scorer}: {completions}", scorers=(scorer,)))
 
 
+@pytest.mark.slow
+def test_a_bad_completion_costs_its_own_score_and_says_why(server: Server) -> None:
+    with RewardClient(server(*map(broken, BAD_COMPLETIONS)).endpoint, timeout_s=30) as client:
+        bad = {name: ask(client, name, "a", "bad", "ccc") for name in BAD_COMPLETIONS}
+        for name, (status, message) in BAD_COMPLETIONS.items():
+            scores = bad[name].result()
+            assert statuses(scores) == [OK, status, OK], name
+            assert values(scores) == [1.0, None, 3.0], name
+            assert message in outcome(scores)[1].message
+            assert values(ask(client, name, "a", "bbbb").result()) == [1.0, 4.0], name
+
+
+def test_an_answer_of_the_wrong_shape_is_invalid_for_all(server: Server) -> None:
+    with RewardClient(server(*map(broken, BAD_SHAPES)).endpoint, timeout_s=20) as client:
+        for name, message in BAD_SHAPES.items():
+            scores = ask(client, name, "a", "bb", "ccc").result()
+            assert statuses(scores) == [INVALID] * 3
+            assert all(message in score.message for score in outcome(scores))
+
+
+@pytest.mark.slow
 def test_what_hangs_is_killed_at_its_limit_and_its_siblings_are_scored(server: Server) -> None:
     with RewardClient(server(broken("hangs", timeout_s=0.5)).endpoint, timeout_s=20) as client:
         began = time.monotonic()
@@ -80,6 +83,7 @@ def test_what_hangs_is_killed_at_its_limit_and_its_siblings_are_scored(server: S
         assert "within timeout_s = 0.5 s" in outcome(scores)[1].message
 
 
+@pytest.mark.slow
 def test_the_time_limit_does_not_count_the_queue(server: Server) -> None:
     scorer = {**made("slow_length", seconds=0.4), "timeout_s": 1.0}
     with RewardClient(server(scorer, workers=1).endpoint, timeout_s=30) as client:
@@ -87,6 +91,7 @@ def test_the_time_limit_does_not_count_the_queue(server: Server) -> None:
         assert [values(future.result()) for future in pending] == [[float(n)] for n in range(1, 6)]  # 2 s of queue
 
 
+@pytest.mark.slow
 def test_what_eats_memory_to_its_limit_fails_and_its_siblings_are_scored(server: Server) -> None:
     endpoint = server(broken("eats_memory"), worker_memory_bytes=512 << 20).endpoint
     with RewardClient(endpoint, timeout_s=20) as client:
@@ -96,6 +101,7 @@ def test_what_eats_memory_to_its_limit_fails_and_its_siblings_are_scored(server:
         assert values(client.score(make_group(["a"], group_id="next"))) == [1.0]
 
 
+@pytest.mark.slow
 def test_a_poison_completion_ends_failed_after_two_tries_and_its_siblings_are_scored(
     server: Server, tmp_path: Path
 ) -> None:
@@ -107,6 +113,7 @@ def test_a_poison_completion_ends_failed_after_two_tries_and_its_siblings_are_sc
     assert tries.read_text().split() == ["4", "1"]  # once in its group, once alone
 
 
+@pytest.mark.slow
 def test_one_failing_scorer_leaves_the_others_scores_standing(server: Server) -> None:
     scorers = [broken("length"), broken("raises"), broken("exits"), broken("nan")]
     with RewardClient(server(*scorers).endpoint, timeout_s=20) as client:
@@ -120,6 +127,7 @@ def test_one_failing_scorer_leaves_the_others_scores_standing(server: Server) ->
         }
 
 
+@pytest.mark.slow
 def test_bad_groups_cost_themselves_and_not_those_beside_them(server: Server) -> None:
     with RewardClient(server(broken("exits")).endpoint, timeout_s=30) as client:
         texts = [["a", "bad" if n % 4 == 0 else "ok"] for n in range(16)]
