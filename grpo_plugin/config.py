@@ -53,6 +53,13 @@ class RemoteGRPOConfig(GRPOConfig):
             "help": "Seconds that a step's scores may take from the moment its groups are submitted, retries included."
         },
     )
+    reward_hedge: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a group that takes longer than 95 of 100 so far is sent to a second replica too; the first "
+            "answer wins. For services with several replicas and a long tail."
+        },
+    )
     reward_connect_timeout_s: float = field(
         default=60.0,
         metadata={"help": "Seconds that the service may take to answer, or the embedded one to load, at start-up."},

@@ -59,7 +59,7 @@ def connect(args: Any, state: _State) -> Connection | None:
     try:
         endpoints = gather_object([server.endpoint if server else None])
         where = endpoint or endpoints[state.process_index - state.local_process_index]
-        client, info = together(lambda: _reach(where, setting(args, "reward_timeout_s"), timeout_s), state)
+        client, info = together(lambda: _reach(where, args, timeout_s), state)
         _check_same(gather_object([info.config_digest]), client.endpoint)
         scorers = choose_scorers(info, setting(args, "reward_scorers"))
     except BaseException:
@@ -69,8 +69,9 @@ def connect(args: Any, state: _State) -> Connection | None:
     return Connection(client, info, scorers, run_id=gather_object([uuid.uuid4().hex])[0], server=server)
 
 
-def _reach(where: Endpoint, call_timeout_s: float, timeout_s: float) -> tuple[RewardClient, ServerInfo]:
-    client = RewardClient(where, timeout_s=call_timeout_s)
+def _reach(where: Endpoint, args: Any, timeout_s: float) -> tuple[RewardClient, ServerInfo]:
+    hedge_after = "p95" if setting(args, "reward_hedge") else None
+    client = RewardClient(where, timeout_s=setting(args, "reward_timeout_s"), hedge_after_s=hedge_after)
     return client, client.connect(timeout_s)
 
 
