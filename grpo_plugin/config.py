@@ -56,8 +56,8 @@ class RemoteGRPOConfig(GRPOConfig):
     reward_hedge: bool = field(
         default=False,
         metadata={
-            "help": "Whether a group that takes longer than 95 of 100 so far is sent to a second replica too; the first "
-            "answer wins. For services with several replicas and a long tail."
+            "help": "Whether a group that takes longer than 95 of 100 so far is sent to a second replica too, and the "
+            "first answer wins. For services with several replicas and a long tail."
         },
     )
     reward_connect_timeout_s: float = field(

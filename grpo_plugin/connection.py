@@ -70,8 +70,11 @@ def connect(args: Any, state: _State) -> Connection | None:
 
 
 def _reach(where: Endpoint, args: Any, timeout_s: float) -> tuple[RewardClient, ServerInfo]:
-    hedge_after = "p95" if setting(args, "reward_hedge") else None
-    client = RewardClient(where, timeout_s=setting(args, "reward_timeout_s"), hedge_after_s=hedge_after)
+    client = RewardClient(
+        where,
+        timeout_s=setting(args, "reward_timeout_s"),
+        hedge_after_s="p95" if setting(args, "reward_hedge") else None,
+    )
     return client, client.connect(timeout_s)
 
 
