@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from reward_server.client.retries import Retries, is_retryable
+from reward_server.client.retries import HEDGE_CALLS, Retries, is_retryable
 from reward_server.client.timers import Timer, Timers
 
 Send = Callable[[float], Any]
@@ -127,7 +127,8 @@ class Attempts:
         if waits and self._retries.may_hedge():
             self._hedges += 1
             try:
-                self._attempt()
+                for _ in range(HEDGE_CALLS):
+                    self._attempt()
             except ValueError:  # closed: what is in flight has ended, and says so
                 return
         if not self._over:

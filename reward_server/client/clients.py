@@ -24,7 +24,7 @@ import grpc.aio
 from reward_server import errors
 from reward_server.client.attempts import Attempts
 from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint
-from reward_server.client.retries import Counts, HedgeAfter, Retries, is_retryable
+from reward_server.client.retries import HEDGE_CALLS, Counts, HedgeAfter, Retries, is_retryable
 from reward_server.client.timers import Timers
 from reward_server.types import WIRE_VERSION, Group, GroupScores, ServerInfo
 from reward_server.v1 import reward_pb2 as pb
@@ -215,7 +215,7 @@ class AsyncRewardClient(BaseClient):
                 if not done:
                     hedges += 1
                     if self._retries.may_hedge():
-                        calls.add(asyncio.create_task(self._attempt(request, deadline)))
+                        calls |= {asyncio.create_task(self._attempt(request, deadline)) for _ in range(HEDGE_CALLS)}
                 for call in done:
                     error = call.exception()
                     if len(calls) == 1 or error is None or not is_retryable(error):

@@ -30,8 +30,10 @@ _PUSHBACK_JITTER = 0.25
 # failing then gets this many retries a second from a client; each answer earns one more.
 _BUDGET = 500
 _BUDGET_PER_S = 50.0
-# gRPC's round_robin cannot be told which replica to avoid, so a hedge may meet the slow one again: it gets more tries.
-_MOST_HEDGES = 3
+# gRPC's round_robin cannot be told which replica to avoid, but two calls in a row go to two replicas: a hedge is both.
+# The one that meets the slow replica again costs nothing there, since a server scores a group in flight once.
+HEDGE_CALLS = 2
+_MOST_HEDGES = 2
 _LATENCIES = 200
 _FEWEST_LATENCIES = 20
 
@@ -40,7 +42,7 @@ HedgeAfter = float | Literal["p95"] | None
 
 @dataclass(slots=True)
 class Counts:
-    """How often a client sent a group again: after a failure, and beside an attempt that took long."""
+    """How often a client sent a group again: after a failure, and elsewhere beside an attempt that took long."""
 
     retries: int = 0
     hedges: int = 0
@@ -62,12 +64,12 @@ class Budget:
         self._tokens -= 1
         return max(0.0, -self._tokens / self._per_s)
 
-    def take(self) -> bool:
-        """Takes a token if there is one now."""
+    def take(self, count: int = 1) -> bool:
+        """Takes so many tokens if they are there now."""
         self._fill()
-        if self._tokens < 1:
+        if self._tokens < count:
             return False
-        self._tokens -= 1
+        self._tokens -= count
         return True
 
     def earn(self) -> None:
@@ -129,7 +131,7 @@ class Retries:
     def may_hedge(self) -> bool:
         """Whether the budget allows a hedge now; counts it if so."""
         with self._lock:
-            if not self._budget.take():
+            if not self._budget.take(HEDGE_CALLS):
                 return False
             self.counts.hedges += 1
             return True
