@@ -86,15 +86,16 @@ def _spread(model: Any) -> Any:
     return model
 
 
-def see(name: str, text: Mapping[str, Any], vision: Mapping[str, Any], **image_tokens: str) -> Callable[[Any], Any]:
-    """Builds transformers' `<name>ForConditionalGeneration`; `image_tokens` gives config keys their token by text."""
+def see(
+    name: str, text: Mapping[str, Any], vision: Mapping[str, Any], tokens: Mapping[str, str], **settings: Any
+) -> Callable[[Any], Any]:
+    """Builds transformers' `<name>ForConditionalGeneration`; `tokens` gives config keys the id of a token by text."""
 
     def build(tokenizer: Any) -> Any:
         config_class = getattr(tf, f"{name}Config")
-        ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in image_tokens.items()}
-        config = config_class(
-            text_config=_token_ids(tokenizer) | SMALL_TEXT | dict(text), vision_config=dict(vision), **ids
-        )
+        ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in tokens.items()}
+        text_config = _token_ids(tokenizer) | SMALL_TEXT | dict(text)
+        config = config_class(text_config=text_config, vision_config=dict(vision), **ids, **settings)
         return getattr(tf, f"{name}ForConditionalGeneration")(config)
 
     return build
@@ -148,10 +149,13 @@ def _gemma4_processor(tokenizer: Any) -> Any:
     )
 
 
+LLAVA_GRID = [[28, 56], [56, 28]]  # pixels: two tiles of the vision tower's 28, beside or above each other
+
+
 def _llava_next_processor(tokenizer: Any) -> Any:
     return tf.LlavaNextProcessor(
         image_processor=tf.LlavaNextImageProcessor(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=[[28, 56], [56, 28]]
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=LLAVA_GRID
         ),
         tokenizer=tokenizer,
         patch_size=14,
@@ -221,7 +225,7 @@ VISION_RECIPES: dict[str, Recipe] = {
         vocab.qwen("qwen2_5_vl"),
         see(
             "Qwen2VL", {"rope_parameters": MROPE}, {"embed_dim": 16, "hidden_size": 16, "num_heads": 4, "depth": 2},
-            **QWEN_IMAGE_TOKENS,
+            QWEN_IMAGE_TOKENS,
         ),
         _qwen_vl_processor("Qwen2VLProcessor"),
     ),
@@ -233,25 +237,28 @@ VISION_RECIPES: dict[str, Recipe] = {
                 "hidden_size": 16, "num_heads": 4, "depth": 2, "fullatt_block_indexes": [1], "out_hidden_size": 16,
                 "intermediate_size": 32,
             },
-            **QWEN_IMAGE_TOKENS,
+            QWEN_IMAGE_TOKENS,
         ),
         _qwen_vl_processor("Qwen2_5_VLProcessor"),
     ),
     "tiny-Qwen3_5ForConditionalGeneration-NoThink": Recipe(
-        vocab.qwen3_5("qwen3_5_nothink"), see("Qwen3_5", QWEN3_5_TEXT, QWEN3_5_VISION, **QWEN_IMAGE_TOKENS),
+        vocab.qwen3_5("qwen3_5_nothink"), see("Qwen3_5", QWEN3_5_TEXT, QWEN3_5_VISION, QWEN_IMAGE_TOKENS),
         _qwen3_vl_processor,
     ),
     "tiny-Qwen3_5MoeForConditionalGeneration-3.6": Recipe(
         vocab.qwen3_5("qwen3_6"),
-        see("Qwen3_5Moe", QWEN3_5_TEXT | SMALL_EXPERTS, QWEN3_5_VISION, **QWEN_IMAGE_TOKENS),
+        see("Qwen3_5Moe", QWEN3_5_TEXT | SMALL_EXPERTS, QWEN3_5_VISION, QWEN_IMAGE_TOKENS),
         _qwen3_vl_processor,
     ),
     "tiny-Gemma3ForConditionalGeneration": Recipe(
         vocab.GEMMA3,
         see(
-            "Gemma3", {"head_dim": 8}, SMALL_VISION | {"image_size": 224, "patch_size": 14},
-            image_token_index="<image_soft_token>", boi_token_index="<start_of_image>",
-            eoi_token_index="<end_of_image>",
+            "Gemma3", {"head_dim": 8}, SMALL_VISION | {"image_size": 224, "patch_size": 14, "vision_use_head": False},
+            {
+                "image_token_index": "<image_soft_token>", "boi_token_index": "<start_of_image>",
+                "eoi_token_index": "<end_of_image>",
+            },
+            mm_tokens_per_image=GEMMA3_IMAGE_TOKENS,
         ),
         _gemma3_processor,
     ),
@@ -267,8 +274,10 @@ VISION_RECIPES: dict[str, Recipe] = {
                 "num_key_value_heads": 4, "head_dim": 4, "default_output_length": GEMMA4_IMAGE_TOKENS,
                 "position_embedding_size": GEMMA4_IMAGE_TOKENS * GEMMA4_POOLING**2,
             },
-            image_token_id="<|image|>", boi_token_id="<|image>", eoi_token_id="<image|>", video_token_id="<|video|>",
-            audio_token_id="<|audio|>",
+            {
+                "image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>",
+                "video_token_id": "<|video|>", "audio_token_id": "<|audio|>",
+            },
         ),
         _gemma4_processor,
     ),
@@ -277,7 +286,7 @@ VISION_RECIPES: dict[str, Recipe] = {
         see(
             "LlavaNext", {"model_type": "mistral"},
             SMALL_VISION | {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
-            image_token_index="<image>",
+            {"image_token_index": "<image>"}, image_grid_pinpoints=LLAVA_GRID,
         ),
         _llava_next_processor,
     ),
