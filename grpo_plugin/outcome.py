@@ -18,7 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_plugin.groups import Layout
+from reward_server.errors import CredentialsError, GroupTooLargeError, InvalidGroupError, WireVersionError
 from reward_server.types import GroupScores, Score, ScorerScores, Status
+
+# Errors that the next group would meet as well: a policy for bad luck does not apply to them.
+_CALLERS_FAULTS = (InvalidGroupError, GroupTooLargeError, WireVersionError, CredentialsError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,11 @@ class CallFailure:
 
     kind: str
     message: str
+
+    @property
+    def is_callers_fault(self) -> bool:
+        """Whether the group, the wire or the credentials are at fault, and not the service."""
+        return self.kind in {error.__name__ for error in _CALLERS_FAULTS}
 
 
 Answer = GroupScores | CallFailure
@@ -53,6 +62,10 @@ class Outcome:
     def statuses(self) -> Counter[Status]:
         """How often each status occurred, over all completions and scorers; FAILED where a group has no answer."""
         return Counter(score.status for rows in self._scores_BGS() for row in rows for score in row)
+
+    def is_callers_fault(self) -> bool:
+        """Whether some group could not be scored for a reason that is this side's to mend."""
+        return any(isinstance(answer, CallFailure) and answer.is_callers_fault for answer in self.answers.values())
 
     def digests(self) -> set[str]:
         """The configurations that scored this step."""

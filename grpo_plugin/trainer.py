@@ -162,6 +162,10 @@ class RemoteGRPOTrainer(GRPOTrainer):
         columns = [name for name in dataset.column_names if name not in _NOT_COLUMNS]
         columns = [name for name in columns if chosen is None or name in chosen]
         check_columns(self._connection.scorers, columns, "the training data" if chosen is None else "reward_columns")
+        if isinstance(dataset, Dataset) and len(dataset):
+            first = dataset[0]
+            row = Row(first["prompt"], "", None, {name: first[name] for name in columns})
+            self._connection.client.encode(make_group([row], token_ids=False))  # raises for what cannot be sent
 
     def _columns(self) -> list[Any]:
         """One async reward function a scorer, TRL's own door for a remote score."""
@@ -300,7 +304,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
         names = [scorer.name for scorer in self._connection.scorers]
         outcome = exchange(pending, layout, names, gather_object)
         failures = outcome.summary()
-        if failures is not None and isinstance(self._policy, Raise):
+        if failures is not None and (isinstance(self._policy, Raise) or outcome.is_callers_fault()):
             raise ScoringFailedError(f"training stops on every rank, since {failures}")
         if failures is not None:
             logger.warning(failures)

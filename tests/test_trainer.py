@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from grpo_plugin.config import setting
-from reward_server.errors import ConfigError, ScoringFailedError, UnavailableError
+from reward_server.errors import ConfigError, InvalidGroupError, ScoringFailedError, UnavailableError
 
 pytestmark = pytest.mark.slow
 
@@ -301,6 +302,23 @@ def test_a_column_that_a_scorer_needs_and_the_data_lacks_is_named_before_the_mod
     data = make_dataset().remove_columns("target")
     with pytest.raises(ConfigError, match=r"'target_share' needs the column target, and the training data has tags"):
         RemoteGRPOTrainer("no/such/model", args=args, train_dataset=data)
+
+
+def test_a_column_that_cannot_be_json_is_named_before_the_model_loads(tmp_path: Path, serve: Serve) -> None:
+    args = remote(tmp_path, serve(function("vowels")))
+    data = make_dataset().add_column("when", [datetime(2026, 1, 1)] * 12)
+    with pytest.raises(InvalidGroupError, match=r"column 'when' cannot be sent.*datetime.*reward_columns"):
+        RemoteGRPOTrainer("no/such/model", args=args, train_dataset=data)
+
+
+def test_a_group_beyond_the_servers_limit_stops_training_whatever_the_policy(
+    tiny_model: str, tmp_path: Path, serve: Serve
+) -> None:
+    server = serve(function("vowels"), limits={"max_group_bytes": 300})
+    data = make_dataset().map(lambda row: {"padding": "" if row["target"] == "0" else "x" * 400})
+    trainer = RemoteGRPOTrainer(tiny_model, args=remote(tmp_path, server), train_dataset=data)
+    with pytest.raises(ScoringFailedError, match=r"2 × GroupTooLargeError.*takes 300: raise limits\.max_group_bytes"):
+        trainer.train()
 
 
 def test_an_unknown_scorer_is_named_with_those_that_are_there(tmp_path: Path, serve: Serve) -> None:
