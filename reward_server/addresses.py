@@ -48,10 +48,14 @@ class TCP:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def bind(self, server: grpc.aio.Server) -> str:
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def bind(self, server: grpc.aio.Server, tls: grpc.ServerCredentials | None = None) -> str:
         """Binds and returns the endpoint, with the real port. Raises ConfigError."""
         try:
-            return f"{self.host}:{server.add_insecure_port(f'{self.host}:{self.port}')}"
+            port = server.add_secure_port(str(self), tls) if tls else server.add_insecure_port(str(self))
+            return f"{self.host}:{port}"
         except RuntimeError as error:
             raise self._unusable(error) from error
 
@@ -71,8 +75,11 @@ class Unix:
 
     is_loopback = True
 
-    def bind(self, server: grpc.aio.Server) -> str:
-        """Binds and returns the endpoint. Raises ConfigError."""
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+    def bind(self, server: grpc.aio.Server, tls: grpc.ServerCredentials | None = None) -> str:
+        """Binds and returns the endpoint, without TLS: permissions say who may open it. Raises ConfigError."""
         try:
             server.add_insecure_port(f"unix:{self.path}")
         except RuntimeError as error:
@@ -134,15 +141,3 @@ def _unix(text: str) -> Unix:
             "a shorter one, or a relative one"
         )
     return Unix(Path(path))
-
-
-def refuse_insecure(addresses: list[Address]) -> None:
-    """Raises ConfigError for an address that others than this machine's users can reach: there are no credentials."""
-    for address in addresses:
-        if not address.is_loopback:
-            assert isinstance(address, TCP)
-            raise ConfigError(
-                f"listen: {address.host}:{address.port} can be reached from other machines, and callers are neither "
-                "authenticated nor encrypted. On a network that you trust, permit it with --insecure or "
-                "allow_insecure: true; else listen on 127.0.0.1 or unix:path"
-            )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from reward_server import __version__, shell
+from reward_server.client import ClientTLS, RewardClient
 from reward_server.config import ServerConfig, config_from_text, load_config
 from reward_server.errors import RewardServerError
 from reward_server.server import RewardServer, run
@@ -56,7 +57,7 @@ def _add_serve(commands: Any) -> None:
         "--listen", action="append", metavar="ADDRESS", help="host:port or unix:path, repeatable; replaces the file's"
     )
     serve.add_argument("--drain-grace-s", type=float, metavar="S", help="seconds that calls get to finish at the end")
-    serve.add_argument("--insecure", action="store_true", help="listen beyond this machine without credentials")
+    serve.add_argument("--insecure", action="store_true", help="listen beyond this machine without TLS or credentials")
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     serve.add_argument("--exit-with-parent", type=int, metavar="PID", help="end when this process does")
     serve.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here: endpoints, or the error")
@@ -77,6 +78,12 @@ def _add_score(commands: Any) -> None:
     where = score.add_mutually_exclusive_group(required=True)
     _add_config(where, required=False)
     where.add_argument("--endpoint", metavar="E", help="host:port or unix:path of a running server")
+    score.add_argument(
+        "--token-file", metavar="FILE", help="holds the token for the endpoint; else REWARD_TOKEN, if it is set"
+    )
+    score.add_argument(
+        "--tls-ca", metavar="FILE", help="PEM certificates that the endpoint's must be signed by; speaks TLS"
+    )
     score.add_argument("--prompt", default="", help="text of the prompt")
     score.add_argument("--completion", action="append", default=[], help="text of a completion, repeatable")
     score.add_argument(
@@ -103,8 +110,13 @@ def read_config(source: str) -> ServerConfig:
 
 def _score(args: argparse.Namespace) -> int:
     groups = shell.groups_of(args.prompt, args.completion, args.column, args.input, args.scorer)
-    source = args.endpoint or read_config(args.config)
+    source = _client(args) if args.endpoint else read_config(args.config)
     return shell.score(source, groups, as_json=args.json, timeout_s=args.timeout_s)
+
+
+def _client(args: argparse.Namespace) -> RewardClient:
+    tls = ClientTLS(ca_file=args.tls_ca) if args.tls_ca else None
+    return RewardClient(args.endpoint, token_file=args.token_file, tls=tls)
 
 
 # --------------------------------------------------------------------------------------------------------------- serve

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from reward_server.errors import ConfigError
 from reward_server.scorers.base import ScorerOptions
@@ -29,12 +37,38 @@ def _default_workers() -> int:
 
 
 class LimitsConfig(BaseModel):
-    """What a caller may send."""
+    """What a caller may send, and all callers together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_group_bytes: int = Field(default=64 << 20, gt=0, lt=2**31, description="Longest serialised request, in bytes.")
     max_completions: int = Field(default=4096, gt=0, description="Most completions in one group.")
+    max_queued_completions: int = Field(
+        default=65_536,
+        gt=0,
+        description="Completions that may be in the server at once, waiting or being scored; beyond it callers are "
+        "told when to come back. A single group is always taken.",
+    )
+    max_queued_bytes: int = Field(default=1 << 30, gt=0, description="The same bound in bytes of serialised requests.")
+
+
+def _in_folder(path: Path | None, info: ValidationInfo) -> Path | None:
+    """Relative to the configuration's folder, as every path in it."""
+    return None if path is None else Path((info.context or {}).get("base_dir", "")) / path
+
+
+class TLSConfig(BaseModel):
+    """Encryption on every host:port of `listen`. The files are PEM, and are read when the server starts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cert: Path = Field(description="The server's certificate, with the intermediate ones after it.")
+    key: Path = Field(description="Its private key, unencrypted.")
+    client_ca: Path | None = Field(
+        None, description="Certificates that a caller's must be signed by (mutual TLS). Unset, callers need none."
+    )
+
+    _paths = field_validator("cert", "key", "client_ca")(_in_folder)
 
 
 class ServerConfig(BaseModel):
@@ -63,9 +97,19 @@ class ServerConfig(BaseModel):
     drain_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that calls in flight get to finish when the server stops."
     )
-    allow_insecure: bool = Field(
-        False, description="Allow listening beyond this machine, where callers are neither authenticated nor encrypted."
+    tls: TLSConfig | None = Field(
+        None, description="Encryption: cert and key, and client_ca for mutual TLS. Unix sockets need none and use none."
     )
+    tokens_file: Path | None = Field(
+        None,
+        description="A file of bearer tokens, one a line, # begins a comment: callers need one of them, on unix "
+        "sockets too. Read again when it changes.",
+    )
+    allow_insecure: bool = Field(
+        False, description="Allow listening beyond this machine without TLS, or without tokens and client certificates."
+    )
+
+    _paths = field_validator("tokens_file")(_in_folder)
 
     @field_validator("listen", mode="before")
     @classmethod
@@ -105,7 +149,7 @@ def config_from_mapping(mapping: Any, base_dir: Path | None = None, source: str 
     rest = {str(key): value for key, value in mapping.items() if key != "scorers"}
     scorers = _parse_scorers(mapping, base_dir, problems)
     try:
-        config = ServerConfig.model_validate({**rest, "scorers": scorers})
+        config = ServerConfig.model_validate({**rest, "scorers": scorers}, context={"base_dir": base_dir or ""})
     except ValidationError as error:
         problems.append(explain(error, ServerConfig, "configuration").replace("configuration.", ""))
     if problems:

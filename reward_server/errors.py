@@ -52,7 +52,11 @@ class CredentialsError(RewardServerError, PermissionError):
 
 
 class OverloadedError(RewardServerError, RuntimeError):
-    """The server is full for now; the call may be retried later."""
+    """The server is full for now; the call may be retried later, `retry_after_s` seconds if the server knows."""
+
+    def __init__(self, message: str = "", retry_after_s: float | None = None):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnavailableError(RewardServerError, ConnectionError):

@@ -23,10 +23,12 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from reward_server.addresses import parse_address, refuse_insecure
+from reward_server.addresses import parse_address
+from reward_server.admission import Admission
 from reward_server.config import ServerConfig
 from reward_server.processes import ended, killed_after
 from reward_server.scoring import ScorerSet
+from reward_server.security import Security
 from reward_server.service import SERVICE_NAME, RewardService
 from reward_server.types import ServerInfo
 
@@ -61,11 +63,11 @@ class RewardServer:
     """One server of one configuration."""
 
     def __init__(self, config: ServerConfig):
-        """Raises ConfigError for addresses that are none or are not safe to listen on."""
+        """Raises ConfigError for credentials that cannot be used and addresses that are none or not safe."""
         self._config = config
         self._addresses = [parse_address(text) for text in config.listen]
-        if not config.allow_insecure:
-            refuse_insecure(self._addresses)
+        self._security = Security(config)
+        self._security.refuse_exposed(self._addresses)
         self._scorers = ScorerSet(config)
         self._bound: list[tuple[Any, str]] = []
         self._health: Any = None
@@ -136,12 +138,14 @@ class RewardServer:
         self._bound.clear()
 
     async def _listen(self) -> None:
-        self._service = RewardService(self._scorers)
+        limits = self._config.limits
+        admission = Admission(limits.max_queued_completions, limits.max_queued_bytes)
+        self._service = RewardService(self._scorers, self._security, admission)
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
         for address in self._addresses:
-            self._bound.append((address, address.bind(self._grpc)))
+            self._bound.append((address, address.bind(self._grpc, self._security.tls)))
         await self._grpc.start()
 
     async def _add_standard_services(self, server: grpc.aio.Server) -> None:

@@ -1,4 +1,4 @@
-"""The servicer: decode -> admit -> score -> encode, and every end of a call under one table of codes.
+"""The servicer: authenticate -> decode -> admit -> score -> encode, and every end of a call under one table of codes.
 
 Owns what happens between a request's bytes and a response's. Knows nothing of where scorers run (`scoring`) nor of
 ports, signals and health (`server`).
@@ -18,8 +18,10 @@ import grpc
 import grpc.aio
 
 from reward_server import wire
-from reward_server.errors import GroupTooLargeError, RewardServerError, UnavailableError, code_of
+from reward_server.admission import Admission
+from reward_server.errors import GroupTooLargeError, OverloadedError, RewardServerError, UnavailableError, code_of
 from reward_server.scoring import ScorerSet
+from reward_server.security import Security
 from reward_server.types import Group
 
 log = logging.getLogger("reward_server")
@@ -33,8 +35,10 @@ _LONGEST_DETAILS = 1500
 class RewardService:
     """Scores groups with one set of scorers, until it is told to drain."""
 
-    def __init__(self, scorers: ScorerSet):
+    def __init__(self, scorers: ScorerSet, security: Security, admission: Admission):
         self._scorers = scorers
+        self._security = security
+        self._admission = admission
         self._info = wire.encode_info(scorers.info).SerializeToString()
         self._max_group_bytes = scorers.info.limits.max_group_bytes
         self._flights: dict[tuple[str, str], _Flight] = {}
@@ -96,16 +100,17 @@ class RewardService:
             if (answer := await flight.landed()) is not None:
                 return answer
         if flight is not None or not group.group_id:  # another group of that name, or one without
-            return await self._score(group)
+            return await self._score(request, group)
         self._flights[key] = flight = _Flight(request)
         try:
-            return flight.land(await self._score(group))
+            return flight.land(await self._score(request, group))
         finally:
             del self._flights[key]
             flight.land(None)
 
-    async def _score(self, group: Group) -> bytes:
-        return wire.encode_scores(await self._scorers.score(group)).SerializeToString()
+    async def _score(self, request: bytes, group: Group) -> bytes:
+        with self._admission.admitted(len(group), len(request)):
+            return wire.encode_scores(await self._scorers.score(group)).SerializeToString()
 
     # ---------------------------------------------------------------------------------------------------- their ends
 
@@ -122,12 +127,14 @@ class RewardService:
             task = asyncio.current_task()
             assert task is not None
             self._scoring.add(task)
+            trailers: tuple[tuple[str, str], ...] = ()
             try:
+                self._security.authenticate(context.invocation_metadata() or ())
                 if self._draining:
                     raise UnavailableError("the server is draining: it takes no new calls")
                 return await method(request)
             except RewardServerError as error:
-                code, details = code_of(error), str(error)
+                code, details, trailers = code_of(error), str(error), _trailers(error)
             except asyncio.CancelledError:
                 if not self._cut:
                     raise
@@ -137,7 +144,7 @@ class RewardService:
                 code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
             finally:
                 self._scoring.discard(task)
-            return await _abort(context, code, details)
+            return await _abort(context, code, details, trailers)
 
         return guarded
 
@@ -169,6 +176,19 @@ class _Flight:
         return await waiting
 
 
-async def _abort(context: grpc.aio.ServicerContext[bytes, bytes], code: grpc.StatusCode, details: str) -> NoReturn:
+def _trailers(error: RewardServerError) -> tuple[tuple[str, str], ...]:
+    """Push-back as gRFC A6 has it: the client waits that long."""
+    if isinstance(error, OverloadedError) and error.retry_after_s is not None:
+        return (("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))),)
+    return ()
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext[bytes, bytes],
+    code: grpc.StatusCode,
+    details: str,
+    trailers: tuple[tuple[str, str], ...],
+) -> NoReturn:
     text = details.encode("utf-8", "backslashreplace").decode("utf-8")
-    await context.abort(code, text if len(text) <= _LONGEST_DETAILS else f"{text[: _LONGEST_DETAILS - 1]}…")
+    text = text if len(text) <= _LONGEST_DETAILS else f"{text[: _LONGEST_DETAILS - 1]}…"
+    await context.abort(code, text, trailers)

@@ -21,6 +21,7 @@ from reward_server.config import ServerConfig
 from reward_server.errors import DeadlineError, InvalidGroupError
 from reward_server.scorers.base import text_of
 from reward_server.scoring import ScorerSet
+from reward_server.security import Security
 from reward_server.types import Completion, Content, Group, GroupScores, Score, ScorerInfo, Status
 
 _SAMPLE = ("What is 2 + 2?", ("<think>Two and two.</think> The answer is \\boxed{4}.", "I do not know.", ""))
@@ -30,13 +31,14 @@ _CONNECT_TIMEOUT_S = 10.0
 
 
 def check(config: ServerConfig, sample: str | None) -> int:
-    """Loads every scorer, scores a sample and prints both. Returns 1 if a score failed."""
+    """Reads the credentials, loads every scorer, scores a sample and prints both. Returns 1 if a score failed."""
+    Security(config)  # raises for files that `serve` could not use
     return asyncio.run(_check(config.model_copy(update={"workers": 1}), sample))
 
 
-def score(source: ServerConfig | str, groups: Sequence[Group], *, as_json: bool, timeout_s: float) -> int:
-    """Scores groups here or at an endpoint and prints what came of them. Returns 1 if a score failed."""
-    if isinstance(source, str):
+def score(source: ServerConfig | RewardClient, groups: Sequence[Group], *, as_json: bool, timeout_s: float) -> int:
+    """Scores groups here or by a client and prints what came of them. Returns 1 if a score failed."""
+    if isinstance(source, RewardClient):
         answers = _score_at(source, groups, timeout_s)
     else:
         answers = asyncio.run(_score_here(source, groups, timeout_s))
@@ -219,10 +221,10 @@ async def _score_here(config: ServerConfig, groups: Sequence[Group], timeout_s: 
         await scorers.close()
 
 
-def _score_at(endpoint: str, groups: Sequence[Group], timeout_s: float) -> list[GroupScores]:
-    with RewardClient(endpoint, timeout_s=timeout_s) as client:
+def _score_at(client: RewardClient, groups: Sequence[Group], timeout_s: float) -> list[GroupScores]:
+    with client:
         client.info(min(timeout_s, _CONNECT_TIMEOUT_S))
-        return [pending.result() for pending in [client.submit(group) for group in groups]]
+        return [pending.result() for pending in [client.submit(group, timeout_s=timeout_s) for group in groups]]
 
 
 # ------------------------------------------------------------------------------------------------------------ printing

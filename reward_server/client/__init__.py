@@ -2,6 +2,7 @@
 
 from reward_server.client.base import Endpoint
 from reward_server.client.clients import AsyncRewardClient, RewardClient
+from reward_server.client.credentials import ClientTLS
 from reward_server.client.remote_rewards import remote_rewards
 
-__all__ = ["AsyncRewardClient", "Endpoint", "RewardClient", "remote_rewards"]
+__all__ = ["AsyncRewardClient", "ClientTLS", "Endpoint", "RewardClient", "remote_rewards"]

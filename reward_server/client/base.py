@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from reward_server import errors, wire
+from reward_server.client.credentials import Bearer, ClientTLS, check_target, handshake_failure
 from reward_server.client.retries import HedgeAfter, check_hedge
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
 from reward_server.v1 import reward_pb2 as pb
@@ -85,8 +87,20 @@ def _addresses(name: str) -> list[str]:
 class BaseClient:
     """What both clients share: where the server is, what it takes, and what its answers mean."""
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0, hedge_after_s: HedgeAfter = None):
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        timeout_s: float = 60.0,
+        hedge_after_s: HedgeAfter = None,
+        token: str | None = None,
+        token_file: str | Path | None = None,
+        tls: ClientTLS | None = None,
+    ):
         """`timeout_s` is the deadline of a call that is given none, retries included.
+
+        Calls carry the bearer `token`, or that in `token_file` (read for each call, so that it may be replaced), or
+        that in the environment's REWARD_TOKEN. With `tls` they are encrypted.
 
         With `hedge_after_s`, another replica is asked as well when a call has taken that long, or longer than 95 of
         100 calls so far ("p95"); the first answer wins and the others are cancelled.
@@ -95,6 +109,9 @@ class BaseClient:
         self.endpoint = endpoint if isinstance(endpoint, str) else ",".join(endpoint)
         self.timeout_s = timeout_s
         self._target = target_of(endpoint)
+        check_target(self._target, tls)
+        self._tls = tls
+        self._bearer = Bearer(token, token_file)
         self._limits: Limits | None = None
 
     def encode(self, group: Group) -> pb.ScoreGroupRequest:
@@ -128,6 +145,14 @@ class BaseClient:
         self._limits = info.limits
         return info
 
+    def hint(self, reason: str) -> str:
+        """What a connection that is cut again and again may be about: gRPC does not say."""
+        if "Socket closed" not in reason and "Connection reset" not in reason:
+            return ""
+        if self._tls is None:
+            return "; does the server speak TLS, which this client was not given?"
+        return "; does the server ask for a client certificate?" if self._tls.cert_file is None else ""
+
     def error_of(self, error: Any, timeout_s: float, failures: Sequence[Any] = ()) -> errors.RewardServerError:
         """The error that a call ended with; `failures` are its attempts that failed, itself perhaps included."""
         code, details = error.code(), error.details() or ""
@@ -142,6 +167,8 @@ class BaseClient:
                 f"what answers at {self.endpoint} is no reward service of wire version {WIRE_VERSION}: {details}"
             )
         if code is grpc.StatusCode.UNAVAILABLE:
+            reason = handshake_failure(details)
+            details = details if reason is None else f"{reason} ({details})"
             return errors.UnavailableError(f"no reward service answers at {self.endpoint}: {details}")
         if code is grpc.StatusCode.CANCELLED:
             return errors.CallError(f"the call to {self.endpoint} was cancelled: {details}", code)

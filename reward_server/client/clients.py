@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -24,6 +25,7 @@ import grpc.aio
 from reward_server import errors
 from reward_server.client.attempts import Attempts
 from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint
+from reward_server.client.credentials import ClientTLS, aio_channel, channel, handshake_failure
 from reward_server.client.retries import HEDGE_CALLS, Counts, HedgeAfter, Retries, is_retryable
 from reward_server.client.timers import Timers
 from reward_server.types import WIRE_VERSION, Group, GroupScores, ServerInfo
@@ -38,8 +40,19 @@ class RewardClient(BaseClient):
     child opens its own.
     """
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0, hedge_after_s: HedgeAfter = None):
-        super().__init__(endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s)
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        timeout_s: float = 60.0,
+        hedge_after_s: HedgeAfter = None,
+        token: str | None = None,
+        token_file: str | Path | None = None,
+        tls: ClientTLS | None = None,
+    ):
+        super().__init__(
+            endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s, token=token, token_file=token_file, tls=tls
+        )
         self._sessions: dict[int, _Session] = {}  # by process; a child leaves its parent's alone
 
     def __enter__(self) -> Self:
@@ -56,19 +69,22 @@ class RewardClient(BaseClient):
     def connect(self, timeout_s: float | None = None) -> ServerInfo:
         """The server's info, waiting up to `timeout_s` for a server that is still starting.
 
-        Raises UnavailableError with the reason if none answers until then, WireVersionError if it is another's.
+        Raises UnavailableError with the reason if none answers until then, and at once if one answers that TLS refuses;
+        CredentialsError for the token, WireVersionError if it is another's.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         try:
             return self.info(timeout_s)
         except errors.UnavailableError as error:
+            if handshake_failure(str(error)) is not None:  # waiting renews no certificate
+                raise
             reason = error
         try:
             ready = grpc.channel_ready_future(self._session().channel)
             ready.result(timeout=max(0.0, deadline - time.monotonic()))
         except grpc.FutureTimeoutError:
-            raise errors.UnavailableError(f"waited {timeout_s:g} s: {reason}") from reason
+            raise errors.UnavailableError(f"waited {timeout_s:g} s: {reason}{self.hint(str(reason))}") from reason
         return self.info(max(0.1, deadline - time.monotonic()))
 
     def info(self, timeout_s: float | None = None) -> ServerInfo:
@@ -76,7 +92,7 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
-            response = self._session().stub.GetServerInfo(request, timeout=timeout_s)
+            response = self._session().stub.GetServerInfo(request, timeout=timeout_s, metadata=self._bearer.metadata())
         except grpc.RpcError as error:
             raise self.error_of(error, timeout_s) from error
         return self.decode_info(response)
@@ -91,7 +107,9 @@ class RewardClient(BaseClient):
         session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
         attempts = Attempts(
-            lambda remaining_s: session.stub.ScoreGroup.future(request, timeout=remaining_s, wait_for_ready=True),
+            lambda remaining_s: session.stub.ScoreGroup.future(
+                request, timeout=remaining_s, wait_for_ready=True, metadata=self._bearer.metadata()
+            ),
             session.retries,
             session.timers,
             timeout_s,
@@ -128,7 +146,9 @@ class RewardClient(BaseClient):
     def _session(self) -> _Session:
         pid = os.getpid()
         if pid not in self._sessions:
-            self._sessions.setdefault(pid, _Session(self._target, self._hedge_after_s))  # two threads: the first's
+            self._sessions.setdefault(
+                pid, _Session(channel(self._target, CHANNEL_OPTIONS, self._tls), self._hedge_after_s)
+            )  # two threads: the first's
         return self._sessions[pid]
 
 
@@ -138,9 +158,9 @@ _CANCELLED = grpc.StatusCode.CANCELLED
 class _Session:
     """What a client has in one process. Opens no connection before the first call."""
 
-    def __init__(self, target: str, hedge_after_s: HedgeAfter):
-        self.channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self.stub = pb_grpc.RewardServiceStub(self.channel)
+    def __init__(self, opened: grpc.Channel, hedge_after_s: HedgeAfter):
+        self.channel = opened
+        self.stub = pb_grpc.RewardServiceStub(opened)
         self.retries = Retries(hedge_after_s)
         self.timers = Timers()
 
@@ -156,8 +176,19 @@ class AsyncRewardClient(BaseClient):
     start processes by spawn.
     """
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 60.0, hedge_after_s: HedgeAfter = None):
-        super().__init__(endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s)
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        timeout_s: float = 60.0,
+        hedge_after_s: HedgeAfter = None,
+        token: str | None = None,
+        token_file: str | Path | None = None,
+        tls: ClientTLS | None = None,
+    ):
+        super().__init__(
+            endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s, token=token, token_file=token_file, tls=tls
+        )
         self._channel: grpc.aio.Channel | None = None
         self._retries = Retries(hedge_after_s)
 
@@ -177,7 +208,7 @@ class AsyncRewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
-            response = await self._stub().GetServerInfo(request, timeout=timeout_s)
+            response = await self._stub().GetServerInfo(request, timeout=timeout_s, metadata=self._bearer.metadata())
         except grpc.RpcError as error:
             raise self.error_of(error, timeout_s) from error
         return self.decode_info(response)
@@ -228,11 +259,13 @@ class AsyncRewardClient(BaseClient):
 
     async def _attempt(self, request: pb.ScoreGroupRequest, deadline: float) -> pb.ScoreGroupResponse:
         began = time.monotonic()
-        response = await self._stub().ScoreGroup(request, timeout=max(0.0, deadline - began), wait_for_ready=True)
+        response = await self._stub().ScoreGroup(
+            request, timeout=max(0.0, deadline - began), wait_for_ready=True, metadata=self._bearer.metadata()
+        )
         self._retries.answered(time.monotonic() - began)
         return response
 
     def _stub(self) -> pb_grpc.RewardServiceStub:
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+            self._channel = aio_channel(self._target, CHANNEL_OPTIONS, self._tls)
         return pb_grpc.RewardServiceStub(self._channel)

@@ -12,11 +12,13 @@ import os
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from reward_server import errors
 from reward_server.client.base import Endpoint
 from reward_server.client.clients import RewardClient
+from reward_server.client.credentials import ClientTLS
 from reward_server.types import Group, GroupScores, ScorerInfo
 
 RewardFunction = Callable[..., Awaitable[list[float | None]]]
@@ -31,6 +33,9 @@ def remote_rewards(
     columns: Sequence[str] | None = None,
     timeout_s: float = 60.0,
     connect_timeout_s: float = 30.0,
+    token: str | None = None,
+    token_file: str | Path | None = None,
+    tls: ClientTLS | None = None,
 ) -> list[RewardFunction]:
     """The `reward_funcs` of a stock `trl.GRPOTrainer` or `RLOOTrainer`: one async function a scorer of the server.
 
@@ -41,9 +46,10 @@ def remote_rewards(
     The functions of one server share one call a group, and raise ScoringFailedError where a score failed. Rows are cut
     into groups of `num_generations`; without it, where the prompt changes. A stock trainer shows its reward functions
     only the rows of its own rank, so a group-aware scorer needs `num_generations` to divide those; RemoteGRPOTrainer
-    has no such limit. `columns` names the dataset columns to send, all by default.
+    has no such limit. `columns` names the dataset columns to send, all by default. `token`,
+    `token_file` and `tls` are RewardClient's.
     """
-    client = RewardClient(endpoint, timeout_s=timeout_s)
+    client = RewardClient(endpoint, timeout_s=timeout_s, token=token, token_file=token_file, tls=tls)
     info = client.connect(connect_timeout_s)
     aware = [scorer.name for scorer in info.scorers if scorer.group_aware]
     if aware and num_generations is None:
