@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from trl.trainer.utils import nanstd
 
 from grpo_plugin.policies import FailurePolicy, leave_small_groups
 
@@ -59,6 +60,18 @@ def leave_out(
     dropped_R = torch.from_numpy(np.ascontiguousarray(dropped_BG)).to(rewards_RS.device).view(-1)
     rewards_RS[dropped_R] = torch.nan
     return rewards_RS, dropped_R
+
+
+def zero_std_share(rewards_RS: torch.Tensor, weights_S: torch.Tensor, dropped_R: torch.Tensor, size: int) -> float:
+    """The share of the survivors whose group's survivors all have one reward; NaN without survivors.
+
+    TRL's `frac_reward_zero_std` counts the dropped too (TRL 1.16, line 2808).
+    """
+    rewards_R = (rewards_RS * weights_S).nansum(dim=1)
+    rewards_R[dropped_R] = torch.nan
+    std_R = nanstd(rewards_R.view(-1, size), dim=1).repeat_interleave(size)
+    alone = torch.isclose(std_R[~dropped_R], torch.zeros((), device=std_R.device))
+    return alone.float().mean().item()
 
 
 def mask_out(batch: dict[str, Any], dropped_N: torch.Tensor) -> None:

@@ -39,7 +39,7 @@ from grpo_plugin.groups import Layout, Row, make_group, whole_groups
 from grpo_plugin.outcome import Outcome
 from grpo_plugin.policies import Raise, policy_of
 from grpo_plugin.rewards import Pending, exchange, submit
-from grpo_plugin.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT, leave_out, mask_out, tokens_N, weigh
+from grpo_plugin.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT, leave_out, mask_out, tokens_N, weigh, zero_std_share
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.types import Group, Status
 
@@ -222,6 +222,8 @@ class RemoteGRPOTrainer(GRPOTrainer):
         start = self.accelerator.process_index * rows
         mask_out(batch, dropped_R[start : start + rows])
         batch["num_items_in_batch"] = self.accelerator.gather(tokens_N(batch).sum()).sum()
+        if self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch":
+            self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_std
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # Leans on TRL 1.16 (grpo_trainer.py:1522): a new generation is a new `_buffered_inputs`, a micro-batch an item.
@@ -289,13 +291,16 @@ class RemoteGRPOTrainer(GRPOTrainer):
         rewards_RS: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._pending is None:
             return rewards_RS
-        outcome = self._collect(*self._pending)
+        pending, layout = self._pending
+        outcome = self._collect(pending, layout)
         values_RS = torch.tensor(outcome.values_RS(), dtype=rewards_RS.dtype, device=rewards_RS.device)
         rewards_RS[:, self._remote] = values_RS
         failed_BGS = outcome.failed_BGS()
         if failed_BGS.any():
             least = setting(self.args, "min_group_size")
             rewards_RS, self._dropped_R = leave_out(rewards_RS, self._remote, failed_BGS, self._policy, least)
+            weights_S = self.reward_weights.to(rewards_RS.device)
+            self._zero_std = zero_std_share(rewards_RS, weights_S, self._dropped_R, layout.group_size)
             self._metrics[self._mode]["reward/dropped"].append(int(self._dropped_R.sum()))
         return rewards_RS
 

@@ -10,7 +10,7 @@ import torch
 
 from grpo_plugin import policies
 from grpo_plugin.policies import DropGroup, DropSample, DropScorer, leave_small_groups
-from grpo_plugin.survivors import KEPT, ROW_WEIGHT, leave_out, mask_out, tokens_N, weigh
+from grpo_plugin.survivors import KEPT, ROW_WEIGHT, leave_out, mask_out, tokens_N, weigh, zero_std_share
 
 # Two groups of three completions, two scorers: the second scorer failed on the first group's last completion.
 ONE_FAILED = np.array([[[0, 0], [0, 0], [0, 1]], [[0, 0], [0, 0], [0, 0]]], bool)
@@ -77,6 +77,13 @@ def test_a_group_that_lost_nobody_never_leaves_however_small() -> None:
 
 def test_a_policy_of_ones_own_comes_by_module_and_attribute() -> None:
     assert policies.policy_of("grpo_plugin.policies:DropGroup").drops is DropGroup.drops
+
+
+def test_the_share_of_groups_without_signal_is_taken_over_survivors() -> None:
+    # survivors 1, 1 | 4, 5, 6: two of five survivors stand in a group whose rewards are all alike
+    rewards = torch.tensor([[1.0], [1.0], [math.nan], [4.0], [5.0], [6.0]])
+    dropped = torch.tensor([False, False, True, False, False, False])
+    assert zero_std_share(rewards, torch.ones(1), dropped, 3) == pytest.approx(2 / 5)
 
 
 def test_a_dropped_row_leaves_mask_tokens_and_log_probabilities() -> None:
