@@ -64,6 +64,28 @@ class RemoteGRPOConfig(GRPOConfig):
         default=60.0,
         metadata={"help": "Seconds that the service may take to answer, or the embedded one to load, at start-up."},
     )
+    reward_token_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "File that holds the bearer token which the service asks for; read for each call, so that it may "
+            "be replaced during a run. Unset, the environment's REWARD_TOKEN, if any."
+        },
+    )
+    reward_tls_ca: str | None = field(
+        default=None,
+        metadata={
+            "help": "PEM file of the certificates that the service's must be signed by; the system's bundle will do "
+            "for public ones. Without any reward_tls_ field calls are not encrypted."
+        },
+    )
+    reward_tls_cert: str | None = field(
+        default=None,
+        metadata={"help": "PEM file of the trainer's own certificate, for a service that asks for one (mutual TLS)."},
+    )
+    reward_tls_key: str | None = field(
+        default=None,
+        metadata={"help": "PEM file of the unencrypted private key of reward_tls_cert."},
+    )
     on_reward_failure: str = field(
         default="drop_sample",
         metadata={
@@ -133,6 +155,7 @@ class RemoteGRPOConfig(GRPOConfig):
                 f"reward_endpoint ({', '.join(self.reward_endpoint)}) and reward_config ({self.reward_config}) exclude "
                 "each other: the first names a running service, the second starts one"
             )
+        self._check_tls()
         for name in ("reward_timeout_s", "reward_connect_timeout_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
@@ -153,6 +176,13 @@ class RemoteGRPOConfig(GRPOConfig):
             raise ValueError("kl_anchor='old' does nothing while beta is 0.0: set beta, or leave kl_anchor out")
         if self.kl_anchor == "old" and self.sync_ref_model:
             raise ValueError("sync_ref_model needs a reference model, and kl_anchor='old' has none: drop one of them")
+
+    def _check_tls(self) -> None:
+        given = [name for name in ("reward_tls_ca", "reward_tls_cert", "reward_tls_key") if getattr(self, name)]
+        if given and self.reward_config:
+            raise ValueError(f"{', '.join(given)}: the embedded service is reached by a unix socket, without TLS")
+        if bool(self.reward_tls_cert) != bool(self.reward_tls_key):
+            raise ValueError("reward_tls_cert and reward_tls_key go together: give both, or neither")
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(RemoteGRPOConfig)}

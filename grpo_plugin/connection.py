@@ -1,7 +1,7 @@
 """Finds the reward service, or starts the embedded one, and makes sure that every rank sees the same.
 
-Owns the client, the embedded child process and the start-up checks that need the server: that it answers, that all
-ranks reach the same configuration, that the data has the columns that the scorers need. Knows nothing of steps.
+Owns the client and the embedded child process, and sees that the service answers and that all ranks reach the same
+configuration. Knows nothing of steps or data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from accelerate.utils import gather_object
 
 from grpo_plugin.config import setting
-from reward_server.client import Endpoint, RewardClient
+from reward_server.client import ClientTLS, Endpoint, RewardClient
 from reward_server.errors import ConfigError, RewardServerError
 from reward_server.supervise import SupervisedServer, launch_supervised
 from reward_server.types import ScorerInfo, ServerInfo
@@ -74,8 +74,15 @@ def _reach(where: Endpoint, args: Any, timeout_s: float) -> tuple[RewardClient, 
         where,
         timeout_s=setting(args, "reward_timeout_s"),
         hedge_after_s="p95" if setting(args, "reward_hedge") else None,
+        token_file=setting(args, "reward_token_file"),
+        tls=_tls(args),
     )
     return client, client.connect(timeout_s)
+
+
+def _tls(args: Any) -> ClientTLS | None:
+    files = [setting(args, name) for name in ("reward_tls_ca", "reward_tls_cert", "reward_tls_key")]
+    return ClientTLS(*files) if any(files) else None
 
 
 def together(act: Callable[[], T], state: _State) -> T:
@@ -102,18 +109,6 @@ def choose_scorers(info: ServerInfo, names: Sequence[str] | None) -> tuple[Score
     if missing:
         raise ConfigError(f"reward_scorers names {missing}; the reward service has {sorted(known)}")
     return tuple(known[name] for name in names)
-
-
-def check_columns(scorers: Sequence[ScorerInfo], columns: Sequence[str], where: str) -> None:
-    """Raises ConfigError if a scorer needs a column that will not be sent."""
-    for scorer in scorers:
-        missing = [name for name in scorer.required_columns if name not in columns]
-        if missing:
-            raise ConfigError(
-                f"scorer {scorer.name!r} needs the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}, and "
-                f"{where} has {', '.join(sorted(columns)) or 'none'} beside the prompt: rename or add it, or change "
-                "the scorer's options"
-            )
 
 
 def _check_same(digests: Sequence[str], endpoint: str) -> None:

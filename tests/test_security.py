@@ -11,9 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
+from accelerate import PartialState
 from builders import make_group
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from grpo_plugin import RemoteGRPOConfig
+from grpo_plugin.connection import connect
 from reward_server.cli import main
 from reward_server.client import AsyncRewardClient, ClientTLS, RewardClient, remote_rewards
 from reward_server.config import config_from_mapping
@@ -24,6 +27,8 @@ from reward_server.server import RewardServer
 
 LENGTH = {"type": "length", "name": "short", "max": 3}
 RIGHT, NEXT, WRONG = "right-secret-1", "next-secret-2", "wrong-secret-3"
+
+CPU: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none"}
 
 Start = Callable[..., ServerProcess]
 
@@ -344,3 +349,31 @@ def test_score_brings_token_and_ca(
     assert main([*command, "--token-file", str(tokens)]) == 0
     assert main(command) == 1
     assert "asks for a token" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------- the trainer
+
+
+def test_a_trainer_brings_its_token_certificate_and_ca(
+    start: Start, tokens: Path, certificates: Certificates, tmp_path: Path
+) -> None:
+    ca, own = certificates.path("ca.pem"), certificates.server("good")
+    endpoint = start(tls={**own, "client_ca": ca}, tokens_file=str(tokens)).endpoint
+    where: dict[str, Any] = {"reward_endpoint": endpoint, "reward_token_file": str(tokens), "reward_tls_ca": ca}
+    files = {"reward_tls_cert": own["cert"], "reward_tls_key": own["key"]}
+    args = RemoteGRPOConfig(str(tmp_path), **where, **files, **CPU)
+    connection = connect(args, PartialState())
+    assert connection is not None
+    assert [scorer.name for scorer in connection.scorers] == ["short"]
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"reward_tls_ca": "ca", "reward_config": "c.yaml"}, "reward_tls_ca: the embedded service"),
+        ({"reward_tls_cert": "c", "reward_endpoint": "x:1"}, "reward_tls_cert and reward_tls_key go together"),
+    ],
+)
+def test_a_trainer_refuses_tls_fields_that_do_nothing(tmp_path: Path, fields: dict[str, str], says: str) -> None:
+    assert says in refusal(lambda: RemoteGRPOConfig(str(tmp_path), **fields, **CPU), ValueError)
