@@ -32,8 +32,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import provenance
+from grpo_plugin.checks import NOT_COLUMNS, check_data, check_functions
 from grpo_plugin.config import setting
-from grpo_plugin.connection import Connection, check_columns, connect, together
+from grpo_plugin.connection import Connection, connect, together
 from grpo_plugin.failures import FailureRate, SkipEmptySteps, StopOnFailures
 from grpo_plugin.groups import Layout, Row, make_group, whole_groups
 from grpo_plugin.outcome import Outcome
@@ -44,10 +45,6 @@ from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.types import Group, Status
 
 logger = get_logger(__name__)
-
-# What TRL itself does not hand to reward functions as columns (GRPOTrainer._calculate_rewards), and the images, which
-# travel inside the prompt.
-_NOT_COLUMNS = frozenset({"prompt", "completion", "completion_ids", "image", "images"})
 
 
 class RemoteGRPOTrainer(GRPOTrainer):
@@ -104,12 +101,12 @@ class RemoteGRPOTrainer(GRPOTrainer):
         if self._connection is not None:
             weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
             if rollout_func is None and environment_factory is None:
-                self._check_data(args, train_dataset)
+                check_data(self._connection, args, train_dataset)
             local = _as_list(reward_funcs)
             reward_processing_classes = self._processing_classes(reward_processing_classes, len(local))
             reward_funcs = local + self._columns()
             self._remote = slice(len(local), len(reward_funcs))
-            self._check_functions(args, reward_funcs)
+            check_functions(reward_funcs, self._connection.scorers, getattr(args, "reward_weights", None))
         with self._without_reference_model(args):
             super().__init__(
                 model=model,
@@ -153,20 +150,6 @@ class RemoteGRPOTrainer(GRPOTrainer):
             self.add_callback(callback)
         logger.info(f"rewards come from {connection.client.endpoint}: {', '.join(names)}")
 
-    def _check_data(self, args: Any, dataset: Dataset | IterableDataset | None) -> None:
-        """Before the model is loaded: has the data what the scorers need, and can it be sent?"""
-        assert self._connection is not None
-        if dataset is None or dataset.column_names is None:
-            return
-        chosen = setting(args, "reward_columns")
-        columns = [name for name in dataset.column_names if name not in _NOT_COLUMNS]
-        columns = [name for name in columns if chosen is None or name in chosen]
-        check_columns(self._connection.scorers, columns, "the training data" if chosen is None else "reward_columns")
-        if isinstance(dataset, Dataset) and len(dataset):
-            first = dataset[0]
-            row = Row(first["prompt"], "", None, {name: first[name] for name in columns})
-            self._connection.client.encode(make_group([row], token_ids=False))  # raises for what cannot be sent
-
     def _columns(self) -> list[Any]:
         """One async reward function a scorer, TRL's own door for a remote score."""
         assert self._connection is not None
@@ -186,20 +169,6 @@ class RemoteGRPOTrainer(GRPOTrainer):
             return None
         assert self._connection is not None
         return _as_list(given) + [None] * len(self._connection.scorers)
-
-    def _check_functions(self, args: Any, reward_funcs: list[Any]) -> None:
-        names = [func if isinstance(func, str) else getattr(func, "__name__", repr(func)) for func in reward_funcs]
-        twice = sorted({name for name in names[self._remote] if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"{twice} name both a local reward function and a scorer of the service: rename one of them"
-            )
-        weights = args.reward_weights
-        if weights is not None and len(weights) != len(reward_funcs):
-            raise ValueError(
-                f"reward_weights has {len(weights)} values for {len(reward_funcs)} reward functions, the local ones "
-                f"first and then the service's scorers: {', '.join(names)}; leave it out to use the service's weights"
-            )
 
     # ----------------------------------------------------------------------------------------------- submit and collect
 
@@ -271,7 +240,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
             if not isinstance(values, list) or index < len(values)
         }
         chosen = setting(self.args, "reward_columns")
-        columns = {name: value for name, value in {**row, **added}.items() if name not in _NOT_COLUMNS}
+        columns = {name: value for name, value in {**row, **added}.items() if name not in NOT_COLUMNS}
         return columns if chosen is None else {name: columns[name] for name in chosen if name in columns}
 
     def _make_group(self, rows: Any, name: str) -> Group:
