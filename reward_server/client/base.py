@@ -147,11 +147,13 @@ class BaseClient:
 
     def hint(self, reason: str) -> str:
         """What a connection that is cut again and again may be about: gRPC does not say."""
-        if "Socket closed" not in reason and "Connection reset" not in reason:
+        if not any(end in reason for end in ("Socket closed", "Connection reset", "Broken pipe")):
             return ""
         if self._tls is None:
             return "; does the server speak TLS, which this client was not given?"
-        return "; does the server ask for a client certificate?" if self._tls.cert_file is None else ""
+        if self._tls.cert_file is None:
+            return "; does the server ask for a client certificate?"
+        return f"; does the server trust the CA of {self._tls.cert_file}?"
 
     def error_of(self, error: Any, timeout_s: float, failures: Sequence[Any] = ()) -> errors.RewardServerError:
         """The error that a call ended with; `failures` are its attempts that failed, itself perhaps included."""
