@@ -7,8 +7,9 @@ trl before a subcommand needs them, so that help answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from grpo_plugin.errors import UsageError
 from reward_server.errors import RewardServerError
@@ -84,13 +85,27 @@ def _add_plot(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _train(arguments: list[str]) -> int:
-    from grpo_plugin.train import main as train_main  # noqa: PLC0415 - imports torch
-
+    try:
+        with _train_extra():
+            from grpo_plugin.train import main as train_main  # noqa: PLC0415 - imports torch
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return train_main(arguments)
 
 
+@contextlib.contextmanager
+def _train_extra() -> Iterator[None]:
+    """Around imports of what the base install lacks."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(f"this command needs {error.name}: pip install 'grpo-plugin[train]'") from error
+
+
 def _quickstart(options: argparse.Namespace) -> None:
-    from grpo_plugin.quickstart.run import run  # noqa: PLC0415 - imports torch
+    with _train_extra():
+        from grpo_plugin.quickstart.run import run  # noqa: PLC0415 - imports torch
 
     run(
         output_dir=options.output_dir,
@@ -101,7 +116,8 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from grpo_plugin.plot import plot_run  # noqa: PLC0415 - imports matplotlib
+    with _train_extra():
+        from grpo_plugin.plot import plot_run  # noqa: PLC0415 - imports matplotlib
 
     print(plot_run(options.run_folder, options.output))
 
