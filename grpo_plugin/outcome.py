@@ -18,7 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_plugin.groups import Layout
-from reward_server.errors import CredentialsError, GroupTooLargeError, InvalidGroupError, WireVersionError
+from reward_server.errors import (
+    CredentialsError,
+    DeadlineError,
+    GroupTooLargeError,
+    InvalidGroupError,
+    WireVersionError,
+)
 from reward_server.types import GroupScores, Score, ScorerScores, Status
 
 # Errors that the next group would meet as well: a policy for bad luck does not apply to them.
@@ -36,6 +42,11 @@ class CallFailure:
     def is_callers_fault(self) -> bool:
         """Whether the group, the wire or the credentials are at fault, and not the service."""
         return self.kind in {error.__name__ for error in _CALLERS_FAULTS}
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the step's deadline passed without an answer."""
+        return self.kind == DeadlineError.__name__
 
 
 Answer = GroupScores | CallFailure
@@ -60,7 +71,7 @@ class Outcome:
         return np.array([[[s.status.is_failure for s in row] for row in rows] for rows in self._scores_BGS()], bool)
 
     def statuses(self) -> Counter[Status]:
-        """How often each status occurred, over all completions and scorers; FAILED where a group has no answer."""
+        """How often each status occurred, over all completions and scorers; a group without an answer is TIMEOUT or FAILED."""
         return Counter(score.status for rows in self._scores_BGS() for row in rows for score in row)
 
     def is_callers_fault(self) -> bool:
@@ -131,7 +142,8 @@ class Outcome:
     def _absent(self, number: int) -> Sequence[Score]:
         answer = self.answers[number]
         message = answer.message if isinstance(answer, CallFailure) else "the service no longer has this scorer"
-        return [Score(Status.FAILED, message=message)] * self.layout.group_size
+        status = Status.TIMEOUT if isinstance(answer, CallFailure) and answer.is_late else Status.FAILED
+        return [Score(status, message=message)] * self.layout.group_size
 
     def _named(self, number: int) -> dict[str, ScorerScores]:
         answer = self.answers[number]

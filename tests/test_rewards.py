@@ -83,6 +83,8 @@ def test_not_applicable_is_no_failure() -> None:
 def test_a_group_without_an_answer_failed_in_every_score_and_has_no_number() -> None:
     lost = outcome({0: CallFailure("DeadlineError", "late")})
     assert lost.failed_BGS().all()
+    assert lost.statuses() == {Status.TIMEOUT: 4}
+    assert outcome({0: CallFailure("UnavailableError", "gone")}).statuses() == {Status.FAILED: 4}
     assert all(math.isnan(value) for row in lost.values_RS() for value in row)
 
 

@@ -354,6 +354,14 @@ def test_a_setting_that_cannot_be_is_refused_by_name(tmp_path: Path, changes: di
         remote(tmp_path, **changes)
 
 
+def test_a_deadline_that_would_outlast_the_process_group_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    class OnTwoRanks(RemoteGRPOConfig):
+        world_size = 2  # what a launcher would have said
+
+    with pytest.raises(ValueError, match=r"reward_timeout_s \(300\) would outlast.*ddp_timeout \(120\)"):
+        OnTwoRanks(str(tmp_path), **{**ARGS, "ddp_timeout": 120})
+
+
 def test_a_plain_config_has_our_defaults() -> None:
     assert setting(None, "kl_anchor") == "reference"
     assert setting(None, "reward_endpoint") is None
