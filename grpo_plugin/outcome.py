@@ -71,7 +71,7 @@ class Outcome:
         return np.array([[[s.status.is_failure for s in row] for row in rows] for rows in self._scores_BGS()], bool)
 
     def statuses(self) -> Counter[Status]:
-        """How often each status occurred over all completions and scorers; TIMEOUT or FAILED where there is no answer."""
+        """How often each status occurred, over completions and scorers; TIMEOUT or FAILED where there is no answer."""
         return Counter(score.status for rows in self._scores_BGS() for row in rows for score in row)
 
     def is_callers_fault(self) -> bool:
