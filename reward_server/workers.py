@@ -182,6 +182,7 @@ class WorkerPool:
 
     def _replace(self, worker: _Worker) -> None:
         """Kills it; its watcher starts the next."""
+        worker.was_killed = True
         worker.kill()
 
     async def _replace_when_it_ends(self, worker: _Worker) -> None:
@@ -190,7 +191,8 @@ class WorkerPool:
         if worker in self._idle:
             self._idle.remove(worker)
         if not self._closing:
-            log.warning("worker %d ended (%s) and is replaced", worker.pid, how_it_ended(worker.returncode))
+            how = "killed by this server" if worker.was_killed else how_it_ended(worker.returncode)
+            log.warning("worker %d ended (%s) and is replaced", worker.pid, how)
             await self._add_until_it_holds()
 
     async def _died(self, worker: _Worker) -> NoResultError:
@@ -229,6 +231,7 @@ class _Worker:
         self._lifeline_fd = lifeline_fd
         self._reader = reader
         self._writer = writer
+        self.was_killed = False
         self._ended = asyncio.create_task(self._watch())
 
     @classmethod
