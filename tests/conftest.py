@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import save_tiny_model
 
+from builders import save_tiny_model
 from reward_server.launch import ServerProcess, launch_server
 
 SCORING = Path(__file__).parent / "scoring.py"

@@ -14,9 +14,9 @@ from typing import Any
 
 import grpc
 import pytest
+
 from builders import make_group
 from conftest import function
-
 from reward_server import wire
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.client.base import target_of

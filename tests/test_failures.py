@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from builders import make_dataset
 from conftest import function
-from test_trainer import largest_difference, moved, remote
-
 from grpo_plugin import RemoteGRPOTrainer, provenance
 from grpo_plugin.failures import FailureRate
 from reward_server.errors import ConfigError, ScoringFailedError
+from test_trainer import largest_difference, moved, remote
 
 Serve = Callable[..., Any]
 

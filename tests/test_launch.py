@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from reward_server.client import RewardClient
 from reward_server.errors import ConfigError, ScorerLoadError, UnavailableError
 from reward_server.launch import launch_server

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import scoring
 from builders import make_dataset
 from conftest import SCORING, function
-
 from reward_server.client import remote_rewards
 from reward_server.errors import ConfigError, ScoringFailedError
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
+
 from builders import make_group
 from processes import wait_until
-from test_client import peer
-
 from reward_server.client import RewardClient
 from reward_server.client.retries import Budget, Retries, pushback_of
 from reward_server.client.timers import Timers
 from reward_server.errors import TABLE, ConfigError
+from test_client import peer
 
 
 class Failure:

@@ -7,8 +7,8 @@ import time
 from concurrent.futures import Future
 
 import pytest
-from builders import make_scores
 
+from builders import make_scores
 from grpo_plugin.groups import Layout
 from grpo_plugin.outcome import CallFailure, Outcome
 from grpo_plugin.rewards import Pending, exchange

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_dataset, make_group, make_tokenizer, save_tiny_model
 
+from builders import make_dataset, make_group, make_tokenizer, save_tiny_model
 from reward_server.errors import ScorerLoadError
 from reward_server.scorers.base import Place, Scorer
 from reward_server.scorers.classifier import batches

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from reward_server.errors import InvalidGroupError, ScorerLoadError
 from reward_server.scorers.base import Place, Result, Scorer
 from reward_server.scorers.registry import build, parse_options

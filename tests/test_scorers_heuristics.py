@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from reward_server.errors import ConfigError, InvalidGroupError
 from reward_server.scorers.base import Place, Scorer
 from reward_server.scorers.registry import build, parse_options

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from reward_server.errors import InvalidGroupError
 from reward_server.scorers.base import Place, Scorer
 from reward_server.scorers.math import final_answer

@@ -10,8 +10,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from reward_server.errors import ConfigError, ScorerLoadError
 from reward_server.scorers.base import Place, Scorer
 from reward_server.scorers.registry import BUILT_IN, build, known_types, parse_options, scorer_class

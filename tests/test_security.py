@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 import pytest
 from accelerate import PartialState
-from builders import make_group
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from builders import make_group
 from grpo_plugin import RemoteGRPOConfig
 from grpo_plugin.connection import connect
 from reward_server.cli import main

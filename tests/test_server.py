@@ -16,10 +16,10 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import make_group
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from builders import make_group
 from reward_server import wire
 from reward_server.addresses import TCP, Unix, parse_address
 from reward_server.client import RewardClient

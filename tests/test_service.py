@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from builders import make_group
 
+from builders import make_group
 from reward_server import wire
 from reward_server.config import config_from_mapping
 from reward_server.server import RewardServer

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from builders import make_group
 from conftest import function
 from processes import descendants, is_alive, wait_until
-
 from reward_server.client import RewardClient
 from reward_server.errors import ConfigError
 from reward_server.supervise import SupervisedServer, launch_supervised, pause_s

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import SCORING, function
 
+from conftest import SCORING, function
 from grpo_plugin.errors import UsageError
 from grpo_plugin.train import load_function, main, parse, train
 from reward_server.config import load_config

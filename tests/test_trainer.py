@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scoring
 import torch
 import trl
 import yaml
-from builders import make_dataset
-from conftest import function
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+import scoring
+from builders import make_dataset
+from conftest import function
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from grpo_plugin.config import setting
 from reward_server.errors import ConfigError, InvalidGroupError, ScoringFailedError, UnavailableError

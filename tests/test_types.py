@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from builders import make_scores
 
+from builders import make_scores
 from reward_server.types import Completion, Group, GroupScores, Score, ScorerScores, Status
 
 

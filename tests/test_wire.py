@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import make_group, make_scores
 
+from builders import make_group, make_scores
 from reward_server import wire
 from reward_server.errors import InvalidGroupError
 from reward_server.types import (

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from reward_server.errors import InvalidGroupError, ScorerLoadError
 from reward_server.results import NoResultError
 from reward_server.scorers.registry import parse_options

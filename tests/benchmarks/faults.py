@@ -29,9 +29,8 @@ from builders import make_group
 from faults.conftest import Load, Replica, lengths
 from faults.proxy import Proxy
 from faults.test_scorers import broken, made
-from test_client import peer, scores_for
-
 from reward_server.client import RewardClient
+from test_client import peer, scores_for
 
 DEADLINE_S = 30.0
 SLOW = made("slow_length", seconds=0.1)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import function
 from launching import launch
+
+from conftest import function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SCORING, function
 from launching import launch
 from transformers import AutoModelForCausalLM
+
+from conftest import SCORING, function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

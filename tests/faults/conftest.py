@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from builders import make_group
 from faults.proxy import Proxy
 from processes import descendants, wait_until
-
 from reward_server.client import RewardClient
 from reward_server.launch import ServerProcess, launch_server
 from reward_server.types import GroupScores, Score, Status

@@ -10,14 +10,14 @@ from typing import Any
 
 import grpc
 import pytest
-from builders import make_group
-from test_client import peer, scores_for
 
+from builders import make_group
 from faults.conftest import SLACK_S, Load, Replicas, lengths, values
 from faults.proxy import Proxy
 from faults.test_scorers import broken, made
 from reward_server.client import RewardClient
 from reward_server.errors import CallError, DeadlineError, GroupTooLargeError, InvalidGroupError, OverloadedError
+from test_client import peer, scores_for
 
 Before = Callable[[str], Proxy]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from builders import make_group
-from processes import wait_until
 
+from builders import make_group
 from faults.conftest import Load, lengths
 from faults.test_replicas import slow_length
+from processes import wait_until
 from reward_server import wire
 from reward_server.client import RewardClient
 from reward_server.client.retries import pushback_of

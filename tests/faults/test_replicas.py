@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from faults.conftest import SLACK_S, Load, Replicas, lengths, values
 from faults.proxy import Proxy
 from faults.test_scorers import broken, made

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_group
 
+from builders import make_group
 from faults.conftest import SLACK_S, outcome, statuses, values
 from reward_server.client import RewardClient
 from reward_server.types import Status

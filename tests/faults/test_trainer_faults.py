@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from builders import make_dataset
-from processes import descendants, is_alive, wait_until
 from transformers import TrainerCallback
 
+from builders import make_dataset
 from faults.conftest import Replica, Replicas
 from faults.test_scorers import broken, made
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
+from processes import descendants, is_alive, wait_until
 
 pytestmark = pytest.mark.slow
 
