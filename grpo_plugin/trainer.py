@@ -40,7 +40,16 @@ from grpo_plugin.groups import Layout, Row, make_group, whole_groups
 from grpo_plugin.outcome import Outcome
 from grpo_plugin.policies import Raise, policy_of
 from grpo_plugin.rewards import Pending, exchange, submit
-from grpo_plugin.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT, leave_out, mask_out, tokens_N, weigh, zero_std_share
+from grpo_plugin.survivors import (
+    ROW_MEAN_LOSSES,
+    ROW_WEIGHT,
+    SURVIVORS,
+    leave_out,
+    mask_out,
+    tokens_N,
+    weigh,
+    zero_std_share,
+)
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.types import Group, Status
 
@@ -97,6 +106,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
         self._inputs: list[dict[str, Any]] = []
         self._submissions = 0
         self._dropped_R: torch.Tensor | None = None
+        self._step_rows = (0.0, 0.0)  # of the optimizer step so far, over all ranks: its rows, and the survivors
         self._kl_beta = 0.0
         if self._connection is not None:
             weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
@@ -191,6 +201,11 @@ class RemoteGRPOTrainer(GRPOTrainer):
         start = self.accelerator.process_index * rows
         mask_out(batch, dropped_R[start : start + rows])
         batch["num_items_in_batch"] = self.accelerator.gather(tokens_N(batch).sum()).sum()
+        if self._spans_generations and self.is_deepspeed_enabled:
+            logger.warning_once(
+                f"loss {self.loss_type!r} is a mean over the survivors of a generation, not of the optimizer step: under "
+                "DeepSpeed that takes steps_per_generation to be a multiple of gradient_accumulation_steps"
+            )
         if self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch":
             self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_std
 
@@ -205,6 +220,24 @@ class RemoteGRPOTrainer(GRPOTrainer):
                 window = self.args.gradient_accumulation_steps if training else 1
                 weigh(batches, window, self.accelerator.num_processes, self._sum_over_ranks)
         return inputs
+
+    @property
+    def _spans_generations(self) -> bool:
+        """Whether an optimizer step means over rows of several generations, whose survivors come to be known late."""
+        spans = self.args.steps_per_generation % self.args.gradient_accumulation_steps != 0
+        return spans and self.loss_type in ROW_MEAN_LOSSES
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        # Where a step spans generations the gradients are complete here, reduced and not yet clipped.
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self._connection is not None and self.accelerator.sync_gradients:
+            rows, kept = self._step_rows
+            self._step_rows = (0.0, 0.0)
+            if self._spans_generations and not self.is_deepspeed_enabled and 0 < kept < rows:
+                for parameter in model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(rows / kept)
+        return loss
 
     def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(values, reduction="sum")
@@ -370,6 +403,11 @@ class RemoteGRPOTrainer(GRPOTrainer):
         if self._connection is not None and self.model.training:
             last = self.accelerator.sync_gradients
             self._empty_steps.before_backward(weight != 0.0, self.optimizer, last, self.is_deepspeed_enabled)
+            here = float(len(inputs["advantages"]) * self.accelerator.num_processes)
+            rows, kept = self._step_rows
+            self._step_rows = (rows + here, kept + inputs.get(SURVIVORS, here))
+            if self._spans_generations and not self.is_deepspeed_enabled:
+                weight = 1.0  # `training_step` weighs the whole step
         if weight == 1.0 or self.loss_type not in ROW_MEAN_LOSSES:
             return inputs, beta
         return {**inputs, "advantages": inputs["advantages"] * weight}, beta * weight

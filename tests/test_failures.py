@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from builders import make_dataset
 from conftest import function
+from end_to_end.exactness import survivors
 from grpo_plugin import RemoteGRPOTrainer, provenance
 from grpo_plugin.failures import FailureRate
 from reward_server.errors import ConfigError, ScoringFailedError
@@ -114,3 +117,42 @@ def test_a_service_that_comes_back_with_another_configuration_is_refused_or_reco
     written = provenance.read(Path(args.output_dir))
     assert written is not None
     assert written["scorers"]["vowels"]["weight"] == 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss_type", ["grpo", "luspo", "dapo"])
+def test_a_row_mean_spans_the_survivors_of_all_generations_of_an_optimizer_step(
+    tiny_model: str, tmp_path: Path, serve: Serve, loss_type: str
+) -> None:
+    # four generations in one optimizer step, each with survivors of its own
+    steps = {"steps_per_generation": 1, "gradient_accumulation_steps": 4, "max_steps": 1, "max_grad_norm": 0.0}
+    args = remote(tmp_path, serve(function("flaky")), loss_type=loss_type, max_failure_rate=1.0, **steps)
+    trainer = RemoteGRPOTrainer(tiny_model, args=args, train_dataset=make_dataset(24))
+    batches: list[Any] = []
+    compute = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: (batches.append(inputs), compute(model, inputs))[1]
+    found: list[torch.Tensor] = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
+            found.extend(parameter.grad.clone() for parameter in kwargs["model"].parameters())
+
+    trainer.add_callback(Look())
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    rows = [batch.get("kept", torch.ones(len(batch["advantages"]))) for batch in batches]
+    assert len({int(kept.sum()) for kept in rows}) > 1
+    trainer.model.load_state_dict(start)
+    trainer.model.train()
+    trainer.model.zero_grad()
+    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation = 1
+    if loss_type == "dapo":  # divides by each generation's tokens: there the masks are all
+        for batch in batches:
+            (GRPOTrainer._compute_loss(trainer, trainer.model, batch) / len(batches)).backward()
+    else:
+        merged = [{**batch, "kept": kept} for batch, kept in zip(batches, rows, strict=True)]
+        GRPOTrainer._compute_loss(trainer, trainer.model, survivors(merged)).backward()
+    expected = [parameter.grad for parameter in trainer.model.parameters()]
+    scale = max(gradient.abs().max() for gradient in expected)
+    largest = max((a - b).abs().max() for a, b in zip(found, expected, strict=True))
+    assert largest / scale < 1e-5

@@ -119,9 +119,10 @@ def their_gradients(trainer: Any, model: Any, plain: Any, ranks: list[list[Any]]
 def survivors(batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
     """The rows that were kept, as one batch: prompts padded on the left, completions on the right."""
     merged: dict[str, Any] = {}
-    for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_per_token_logps"):
-        merged[name] = joined([b[name][b["kept"].bool()] for b in batches], left=name.startswith("prompt"))
-    merged["ref_per_token_logps"] = joined([b["ref_per_token_logps"][b["kept"].bool()] for b in batches], left=False)
+    prompt, completion = ("prompt_ids", "prompt_mask"), ("completion_ids", "completion_mask")
+    for name in (*prompt, *completion, "old_per_token_logps", "ref_per_token_logps"):
+        if name in batches[0]:
+            merged[name] = joined([b[name][b["kept"].bool()] for b in batches], left=name in prompt)
     merged["advantages"] = torch.cat([b["advantages"][b["kept"].bool()] for b in batches])
     return merged
 
