@@ -223,7 +223,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
 
     @property
     def _spans_generations(self) -> bool:
-        """Whether an optimizer step means over rows of several generations, whose survivors come to be known late."""
+        """Whether an optimizer step means over rows of several generations, whose survivors are known late."""
         spans = self.args.steps_per_generation % self.args.gradient_accumulation_steps != 0
         return spans and self.loss_type in ROW_MEAN_LOSSES
 
