@@ -203,8 +203,8 @@ class RemoteGRPOTrainer(GRPOTrainer):
         batch["num_items_in_batch"] = self.accelerator.gather(tokens_N(batch).sum()).sum()
         if self._spans_generations and self.is_deepspeed_enabled:
             logger.warning_once(
-                f"loss {self.loss_type!r} is a mean over the survivors of a generation, not of the optimizer step: under "
-                "DeepSpeed that takes steps_per_generation to be a multiple of gradient_accumulation_steps"
+                f"loss {self.loss_type!r} is a mean over the survivors of a generation, not of the optimizer step: "
+                "under DeepSpeed that takes steps_per_generation to be a multiple of gradient_accumulation_steps"
             )
         if self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch":
             self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_std
