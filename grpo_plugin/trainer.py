@@ -29,7 +29,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from grpo_plugin import provenance
 from grpo_plugin.checks import NOT_COLUMNS, check_data, check_functions
@@ -40,9 +40,10 @@ from grpo_plugin.groups import Layout, Row, make_group, whole_groups
 from grpo_plugin.outcome import Outcome
 from grpo_plugin.policies import Raise, policy_of
 from grpo_plugin.rewards import Pending, exchange, submit
+from grpo_plugin.step import TokenBatchTrainer
 from grpo_plugin.survivors import (
     ROW_MEAN_LOSSES,
-    ROW_WEIGHT,
+    ROWS,
     SURVIVORS,
     leave_out,
     mask_out,
@@ -56,7 +57,7 @@ from reward_server.types import Group, Status
 logger = get_logger(__name__)
 
 
-class RemoteGRPOTrainer(GRPOTrainer):
+class RemoteGRPOTrainer(TokenBatchTrainer):
     """A drop-in `trl.GRPOTrainer` whose rewards may come from a reward service.
 
     Takes all that TRL's trainer takes. `args` is a RemoteGRPOConfig, or a plain GRPOConfig (then every feature of ours
@@ -76,7 +77,6 @@ class RemoteGRPOTrainer(GRPOTrainer):
     ScoringFailedError in a step in which a score failed.
     """
 
-    beta: float
     _connection: Connection | None = None  # on the class too, for trainers made without __init__, as in TRL's own tests
 
     def __init__(
@@ -217,8 +217,12 @@ class RemoteGRPOTrainer(GRPOTrainer):
             training = self.model.training
             batches = self._buffered_inputs if training else [inputs]
             if not training or batches is not before:
+                late = (
+                    self._spans_generations and not self.is_deepspeed_enabled
+                )  # `training_step` weighs the whole step
                 window = self.args.gradient_accumulation_steps if training else 1
-                weigh(batches, window, self.accelerator.num_processes, self._sum_over_ranks)
+                ranks = self.accelerator.num_processes
+                weigh(batches, None if late and training else window, ranks, self._sum_over_ranks)
         return inputs
 
     @property
@@ -379,7 +383,9 @@ class RemoteGRPOTrainer(GRPOTrainer):
             args.beta = self._kl_beta
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        inputs, beta = self._weighted(*self._anchored(inputs))
+        if self._connection is not None and self.model.training:
+            self._count(inputs)
+        inputs, beta = self._anchored(inputs)
         before, self.beta = self.beta, beta
         try:
             return super()._compute_loss(model, inputs)
@@ -397,20 +403,15 @@ class RemoteGRPOTrainer(GRPOTrainer):
         self._metrics[self._mode]["kl"].append(0.0)
         return inputs, 0.0
 
-    def _weighted(self, inputs: dict[str, Any], beta: float) -> tuple[dict[str, Any], float]:
-        """The batch in which each surviving row weighs what makes the loss a mean over survivors (see `survivors`)."""
-        weight = inputs.get(ROW_WEIGHT, 1.0)
-        if self._connection is not None and self.model.training:
-            last = self.accelerator.sync_gradients
-            self._empty_steps.before_backward(weight != 0.0, self.optimizer, last, self.is_deepspeed_enabled)
-            here = float(len(inputs["advantages"]) * self.accelerator.num_processes)
-            rows, kept = self._step_rows
-            self._step_rows = (rows + here, kept + inputs.get(SURVIVORS, here))
-            if self._spans_generations and not self.is_deepspeed_enabled:
-                weight = 1.0  # `training_step` weighs the whole step
-        if weight == 1.0 or self.loss_type not in ROW_MEAN_LOSSES:
-            return inputs, beta
-        return {**inputs, "advantages": inputs["advantages"] * weight}, beta * weight
+    def _count(self, inputs: dict[str, Any]) -> None:
+        """Notes the rows of the optimizer step so far and who of them survives, before the micro-batch's backward."""
+        here = float(inputs.get(ROWS, len(inputs["advantages"])) * self.accelerator.num_processes)
+        kept = inputs.get(SURVIVORS, here)
+        last = self.accelerator.sync_gradients
+        # A micro-batch that stands for no rows says nothing of survivors.
+        survives = kept > 0 or (here == 0 and SURVIVORS not in inputs)
+        self._empty_steps.before_backward(survives, self.optimizer, last, self.is_deepspeed_enabled)
+        self._step_rows = (self._step_rows[0] + here, self._step_rows[1] + kept)
 
     # ------------------------------------------------------------------------------------------- stopping and resuming
 
