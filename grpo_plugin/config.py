@@ -157,6 +157,16 @@ class RemoteGRPOConfig(GRPOConfig):
         },
     )
 
+    score_ahead: int = field(
+        default=0,
+        metadata={
+            "help": "1 generates the next batch while the service scores this one, so that a step costs the longer of "
+            "scoring and of its own work, not their sum. A batch is then trained on one update after it was sampled, "
+            "with ratios against the policy that sampled it. 0 is on policy.",
+            "choices": [0, 1],
+        },
+    )
+
     def __post_init__(self) -> None:
         try:
             super().__post_init__()
@@ -200,17 +210,27 @@ class RemoteGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"max_failure_rate is a share between 0 and 1, not {self.max_failure_rate}")
-        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
-            raise ValueError(
-                f"max_tokens_per_micro_batch must be at least 1, not {self.max_tokens_per_micro_batch}; leave it out "
-                "for what stock TRL's micro-batches take"
-            )
+        self._check_step()
         if self.kl_anchor not in KL_ANCHORS:
             raise ValueError(f"kl_anchor must be one of {', '.join(KL_ANCHORS)}, not {self.kl_anchor!r}")
         if self.kl_anchor == "old" and self.beta == 0.0:
             raise ValueError("kl_anchor='old' does nothing while beta is 0.0: set beta, or leave kl_anchor out")
         if self.kl_anchor == "old" and self.sync_ref_model:
             raise ValueError("sync_ref_model needs a reference model, and kl_anchor='old' has none: drop one of them")
+
+    def _check_step(self) -> None:
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
+            raise ValueError(
+                f"max_tokens_per_micro_batch must be at least 1, not {self.max_tokens_per_micro_batch}; leave it out "
+                "for what stock TRL's micro-batches take"
+            )
+        if self.score_ahead not in (0, 1):
+            raise ValueError(f"score_ahead is a number of batches, 0 or 1, not {self.score_ahead}")
+        if self.score_ahead and not (self.reward_endpoint or self.reward_config):
+            raise ValueError(
+                "score_ahead generates while a service scores: name one by reward_endpoint or reward_config, or set it "
+                "to 0"
+            )
 
     def _check_tls(self) -> None:
         given = [name for name in ("reward_tls_ca", "reward_tls_cert", "reward_tls_key") if getattr(self, name)]

@@ -46,11 +46,11 @@ def differences(folder: Path, accelerate: str, model: str, cases: dict[str, dict
     start = start_weights(model)
     for name, (weights, _) in results.items():
         assert largest_difference(weights, start) > 1e-4, f"{name} did not move"
-    for name in cases:
+    for name, changes in cases.items():
         log = results[f"ours {name}"][1]["log"][0]
-        if cases[name].get("loss_type") != "bnpo":
-            assert log["batches/tokens"] < log["batches/tokens_trl"]
-            assert (log["batches/rows_without_signal"] > 0) == ("beta" not in cases[name]), name
+        if changes.get("loss_type") != "bnpo":
+            assert log["batches/tokens"] < log["batches/tokens_trl"], name
+            assert (log["batches/rows_without_signal"] > 0) == ("beta" not in changes), name
     return {name: largest_difference(results[f"ours {name}"][0], results[f"stock {name}"][0]) for name in cases}
 
 
