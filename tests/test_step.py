@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.logging import MultiProcessAdapter
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
@@ -188,6 +189,7 @@ def test_a_model_whose_numbers_depend_on_padding_goes_trls_way_to_the_bit(
 def test_why_rows_or_micro_batches_stay_is_said_once(
     tiny_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    MultiProcessAdapter.warning_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         train(RemoteGRPOTrainer, tmp_path, tiny_model, beta=0.1)
         train(RemoteGRPOTrainer, tmp_path, tiny_model, loss_type="bnpo")
