@@ -86,6 +86,14 @@ def test_advantages_a_token_and_empty_prompts_are_left_alone() -> None:
     assert Window.of([made], ONE) is None
 
 
+def test_what_one_rank_does_not_know_is_left_alone_by_all() -> None:
+    def act(ranks: Ranks) -> Any:
+        more = {"pixel_values": torch.ones(2, 3)} if ranks.rank else {}
+        return Window.of([{**batch((2, 3), (2, 3)), **more}], ranks)
+
+    assert on_ranks(2, act) == [None, None]
+
+
 def test_weights_keep_trls_denominators() -> None:
     # Two micro-batches of B = 2; rows 0, 1, 3 train, in micro-batches of 2 and 1: b / B is 1 and 1/2.
     window = Window.of([batch((2, 3), (2, 1)), batch((2, 2), (2, 3), first=20)], ONE)
