@@ -21,13 +21,15 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from reward_server import __version__
+from reward_server.cache import Cache
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
-from reward_server.results import Card, NoResultError, Timed
+from reward_server.results import Card, NoResultError, Timed, joined
 from reward_server.scorers.base import Place, Result, Scorer, failed
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
+from reward_server.store import Store
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo
 from reward_server.workers import WorkerPool
 
@@ -43,6 +45,8 @@ class ScorerSet:
         self._scorers = [build(options) for options in config.scorers]
         in_workers = [scorer.options for scorer in self._scorers if scorer.place is Place.WORKER]
         self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
+        self.cache = _cache(config)
+        """None if it is off."""
         self._by_name: dict[str, _Served] = {}
         self._info: ServerInfo | None = None
 
@@ -64,11 +68,13 @@ class ScorerSet:
     async def load(self) -> None:
         """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
         try:
+            if self.cache:
+                await self.cache.open()
             if self._pool:
                 await self._pool.start()
             for scorer in self._scorers:
                 place = self._place(scorer)
-                self._by_name[scorer.name] = _Served(scorer, await place.load(), place)
+                self._by_name[scorer.name] = _Served(scorer, await place.load(), place, self.cache)
         except BaseException:
             await self.close()
             raise
@@ -78,6 +84,8 @@ class ScorerSet:
 
     async def close(self) -> None:
         """Ends the workers and frees what the scorers hold."""
+        if self.cache:
+            await self.cache.close()
         for served in self._by_name.values():
             try:
                 await served.place.close()
@@ -136,12 +144,20 @@ class ScorerSet:
         return WorkerPlace(scorer, self._pool)
 
 
+def _cache(config: ServerConfig) -> Cache | None:
+    if config.cache is None:
+        return None
+    store = Store(config.cache.path, config.cache.max_disk_bytes) if config.cache.path else None
+    return Cache(config.cache.max_bytes, store)
+
+
 class _Served:
     """One scorer in its place, with what a group is worth that it fails on."""
 
-    def __init__(self, scorer: Scorer, card: Card, place: Running):
+    def __init__(self, scorer: Scorer, card: Card, place: Running, cache: Cache | None):
         self.scorer = scorer
         self.place = place
+        self._cached = cache.of(scorer, card) if cache and card.deterministic else None
         self.info = ScorerInfo(
             scorer.name,
             scorer.options.type,
@@ -157,6 +173,11 @@ class _Served:
         return ScorerScores(info.name, info.version, info.weight, result.scores, result.metrics, result.extra)
 
     async def score(self, group: Group) -> Timed:
+        if self._cached is not None:
+            return await self._cached.score(group, self._score)
+        return await self._score(group)
+
+    async def _score(self, group: Group) -> Timed:
         try:
             return await self.place.run(group)
         except NoResultError as failure:
@@ -170,7 +191,7 @@ class _Served:
         alone = [dataclasses.replace(group, completions=(completion,)) for completion in group.completions]
         answers = await _all(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
         return Timed(
-            _joined([timed.result for timed in answers]),
+            joined([timed.result for timed in answers]),
             max(timed.queued_s for timed in answers),
             max(timed.compute_s for timed in answers),
         )
@@ -198,18 +219,3 @@ async def _all(*runs: Coroutine[Any, Any, Timed]) -> list[Timed]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-def _joined(results: Sequence[Result]) -> Result:
-    """Results of one completion each as that of their group: metrics averaged, extra columns None where absent."""
-    metric_names = dict.fromkeys(name for result in results for name in result.metrics)
-    extra_names = dict.fromkeys(name for result in results for name in result.extra)
-    return Result(
-        tuple(score for result in results for score in result.scores),
-        {name: _mean([r.metrics[name] for r in results if name in r.metrics]) for name in metric_names},
-        {name: [r.extra[name][0] if name in r.extra else None for r in results] for name in extra_names},
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
