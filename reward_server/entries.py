@@ -54,8 +54,8 @@ class Keys:
 
     def part_of(self, group: Group, wanted: Sequence[bytes]) -> Group:
         """The group with the wanted completions only, in their order."""
-        completions = tuple(group.completions[self.each.index(key)] for key in wanted)
-        return dataclasses.replace(group, completions=completions)
+        by_key = dict(zip(self.each, group.completions, strict=True))
+        return dataclasses.replace(group, completions=tuple(by_key[key] for key in wanted))
 
 
 def keys_of(identity: bytes, group: Group) -> Keys | None:

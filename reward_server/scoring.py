@@ -17,16 +17,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 from reward_server import __version__
 from reward_server.cache import Cache
+from reward_server.composing import CompositePlace
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
 from reward_server.results import Card, NoResultError, Timed, joined
 from reward_server.scorers.base import Place, Result, Scorer, failed
+from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
 from reward_server.store import Store
@@ -43,10 +45,12 @@ class ScorerSet:
         self._config = config
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
-        in_workers = [scorer.options for scorer in self._scorers if scorer.place is Place.WORKER]
+        in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is Place.WORKER]
         self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
         self.cache = _cache(config)
         """None if it is off."""
+        self._served: list[_Served] = []
+        """Parts of composites too, those before their composite."""
         self._by_name: dict[str, _Served] = {}
         self._info: ServerInfo | None = None
 
@@ -73,8 +77,7 @@ class ScorerSet:
             if self._pool:
                 await self._pool.start()
             for scorer in self._scorers:
-                place = self._place(scorer)
-                self._by_name[scorer.name] = _Served(scorer, await place.load(), place, self.cache)
+                self._by_name[scorer.name] = await self._serve(scorer)
         except BaseException:
             await self.close()
             raise
@@ -86,7 +89,7 @@ class ScorerSet:
         """Ends the workers and frees what the scorers hold."""
         if self.cache:
             await self.cache.close()
-        for served in self._by_name.values():
+        for served in self._served:
             try:
                 await served.place.close()
             except Exception:
@@ -135,6 +138,16 @@ class ScorerSet:
                 )
         return [served for name, served in self._by_name.items() if name in group.scorers]
 
+    async def _serve(self, scorer: Scorer) -> _Served:
+        if isinstance(scorer, CompositeScorer):  # its parts are cached, and it costs nothing beyond them
+            place: Running = CompositePlace(scorer, [await self._serve(part) for part in scorer.parts])
+            served = _Served(scorer, await place.load(), place, None)
+        else:
+            place = self._place(scorer)
+            served = _Served(scorer, await place.load(), place, self.cache)
+        self._served.append(served)
+        return served
+
     def _place(self, scorer: Scorer) -> Running:
         if scorer.place is Place.LOOP:
             return LoopPlace(scorer)
@@ -142,6 +155,13 @@ class ScorerSet:
             return ThreadPlace(scorer)
         assert self._pool is not None
         return WorkerPlace(scorer, self._pool)
+
+
+def _with_parts(scorers: Sequence[Scorer]) -> Iterator[Scorer]:
+    for scorer in scorers:
+        yield scorer
+        if isinstance(scorer, CompositeScorer):
+            yield from _with_parts(scorer.parts)
 
 
 def _cache(config: ServerConfig) -> Cache | None:
