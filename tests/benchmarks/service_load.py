@@ -16,6 +16,7 @@ from load.settings import Settings
 PARTS = {
     "a": ("a classifier, against a loop that scores each request alone and against the model offline", "load.offline"),
     "b": ("the same, against a FastAPI server that scores one request at a time", "load.fastapi"),
+    "d": ("the cache, on repeats and where nothing repeats", "load.repeats"),
 }
 
 
