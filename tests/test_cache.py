@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import wait
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -284,6 +285,50 @@ async def test_a_failure_is_shared_by_those_who_asked_for_the_same_group_and_by_
     ends = [[score.status for score in timed.result.scores] for timed in await asyncio.gather(*callers)]
     assert ends == [[Status.TIMEOUT] * 2, [Status.TIMEOUT] * 2, [Status.OK]]
     assert tally.calls == [["bad", "a"], ["a"]]
+
+
+async def test_under_a_storm_of_overlapping_groups_that_fail_and_are_cancelled_every_answer_is_right() -> None:
+    random, answered = Random(0), 0
+    cache = Cache(2_000)  # eight entries or so: what was known is forgotten again
+    scorer = cached(cache)
+
+    async def compute(group: Group) -> Timed:
+        await asyncio.sleep(random.random() / 500)
+        texts = [str(content) for content in group.contents()]
+        if "bad group" in texts:
+            raise InvalidGroupError("bad")
+        return Timed(
+            Result(
+                tuple(s for t in texts for s in (failed(1, Status.FAILED, t) if "-" in t else to_scores([len(t)], 1)))
+            )
+        )
+
+    async def ask(texts: list[str]) -> None:
+        nonlocal answered
+        try:
+            async with asyncio.timeout(random.random() / 50):
+                timed = await scorer.score(make_group(texts), compute)
+        except TimeoutError:
+            return
+        except InvalidGroupError:
+            assert "bad group" in texts
+            return
+        for text, score in zip(texts, timed.result.scores, strict=True):
+            assert (score.value, score.message) == ((None, text) if "-" in text else (len(text), ""))
+        answered += 1
+
+    words = ["x" * n for n in range(12)] + ["-" * n for n in range(1, 4)] + ["bad group"]
+
+    async def caller() -> None:
+        for _ in range(60):
+            await ask(random.choices(words, k=random.randint(1, 6)))
+
+    await asyncio.gather(*(caller() for _ in range(20)))
+    await turns()
+    assert not scorer._flights
+    assert not scorer._claims
+    assert not cache._tasks
+    assert min(answered, cache.counts["s"].hits, cache.counts["s"].shared, cache.memory.evicted) > 50
 
 
 async def test_closing_ends_what_is_being_scored() -> None:
