@@ -287,6 +287,26 @@ async def test_a_failure_is_shared_by_those_who_asked_for_the_same_group_and_by_
     assert tally.calls == [["bad", "a"], ["a"]]
 
 
+async def test_those_who_wait_for_what_fails_do_not_then_wait_for_one_another() -> None:
+    at_work: list[asyncio.Event] = []
+
+    async def compute(group: Group) -> Timed:
+        at_work.append(asyncio.Event())
+        await at_work[-1].wait()
+        return Timed(Result(failed(len(group), Status.TIMEOUT, "late")))
+
+    scorer = cached(Cache(1 << 20))
+    callers = [asyncio.create_task(scorer.score(make_group(["bad"] * n), compute)) for n in (1, 2, 3, 4)]
+    await turns()
+    assert len(at_work) == 1
+    at_work[0].set()
+    await turns()
+    assert len(at_work) == 4
+    for event in at_work:
+        event.set()
+    await asyncio.gather(*callers)
+
+
 async def test_under_a_storm_of_overlapping_groups_that_fail_and_are_cancelled_every_answer_is_right() -> None:
     random, answered = Random(0), 0
     cache = Cache(2_000)  # eight entries or so: what was known is forgotten again
@@ -523,7 +543,7 @@ async def test_a_writer_who_is_stopped_in_a_transaction_keeps_nobody_from_readin
     await store.close()
     store = await open_store()
     holder = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
+    holder.execute("BEGIN EXCLUSIVE")
     try:
         store.put({b"l": b"w"})
         assert await asyncio.wait_for(store.get([b"k"]), 0.4) == {b"k": b"v"}
