@@ -29,11 +29,12 @@ class Part(Protocol):
 
 
 class CompositePlace:
-    """A composite and its parts, which are loaded and closed by who made them."""
+    """A composite and its parts, which are loaded and closed by who made them. It saves what the composite gathers."""
 
-    def __init__(self, scorer: CompositeScorer, parts: Sequence[Part]):
+    def __init__(self, scorer: CompositeScorer, parts: Sequence[Part], saves: bool = True):
         self._scorer = scorer
         self._parts = parts
+        self._saves = saves
         self._saved_at = time.monotonic()
         self._saving: asyncio.Future[None] | None = None
 
@@ -63,10 +64,12 @@ class CompositePlace:
     async def close(self) -> None:
         if self._saving is not None:
             await self._saving
-        await asyncio.to_thread(self._scorer.save_gathered)
+        if self._saves:
+            await asyncio.to_thread(self._scorer.save_gathered)
 
     def _save_now_and_then(self) -> None:
         """In a thread, since it is a file; what a killed server has gathered since is lost."""
-        if time.monotonic() - self._saved_at > _SAVE_EVERY_S and (self._saving is None or self._saving.done()):
+        is_due = self._saves and time.monotonic() - self._saved_at > _SAVE_EVERY_S
+        if is_due and (self._saving is None or self._saving.done()):
             self._saved_at = time.monotonic()
             self._saving = asyncio.ensure_future(asyncio.to_thread(self._scorer.save_gathered))

@@ -41,13 +41,15 @@ log = logging.getLogger("reward_server")
 class ScorerSet:
     """S scorers, each in its place."""
 
-    def __init__(self, config: ServerConfig):
+    def __init__(self, config: ServerConfig, keep: bool = True):
+        """With `keep` false nothing is left behind and nothing found: no cache, and no composite gathers."""
         self._config = config
+        self._keep = keep
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
         in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is Place.WORKER]
         self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
-        self.cache = _cache(config)
+        self.cache = _cache(config) if keep else None
         """None if it is off."""
         self._served: list[_Served] = []
         """Parts of composites too, those before their composite."""
@@ -140,7 +142,7 @@ class ScorerSet:
 
     async def _serve(self, scorer: Scorer) -> _Served:
         if isinstance(scorer, CompositeScorer):  # its parts are cached, and it costs nothing beyond them
-            place: Running = CompositePlace(scorer, [await self._serve(part) for part in scorer.parts])
+            place: Running = CompositePlace(scorer, [await self._serve(part) for part in scorer.parts], self._keep)
             served = _Served(scorer, await place.load(), place, None)
         else:
             place = self._place(scorer)

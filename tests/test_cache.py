@@ -569,6 +569,7 @@ def calls(tally: Path) -> int:
     return tally.read_text().count("called") if tally.exists() else 0
 
 
+@pytest.mark.slow
 def test_two_replicas_share_a_store_and_a_herd_is_scored_once(serve: Any, tmp_path: Path) -> None:
     tally = tmp_path / "tally"
     cache = {"path": str(tmp_path / "cache.sqlite")}
@@ -582,12 +583,13 @@ def test_two_replicas_share_a_store_and_a_herd_is_scored_once(serve: Any, tmp_pa
         assert calls(tally) == 1
         assert second.score(make_group(["b"], columns={"tally": str(tally)}), timeout_s=30).rewards() == [1.0]
         assert calls(tally) == 1
-    one.stop()
+    os.kill(one.pid, signal.SIGKILL)
     with RewardClient(serve(TALLIED, cache=cache).endpoint) as third:
         third.score(make_group(["a"], columns={"tally": str(tally)}), timeout_s=30)
     assert calls(tally) == 1
 
 
+@pytest.mark.slow
 def test_what_a_function_logs_comes_again_from_disk_as_it_was(serve: Any, tmp_path: Path) -> None:
     cache = {"path": str(tmp_path / "cache.sqlite")}
     answers = []
@@ -598,6 +600,7 @@ def test_what_a_function_logs_comes_again_from_disk_as_it_was(serve: Any, tmp_pa
     assert (answers[1][0].metrics, answers[1][0].extra) == ({"lengths/mean": 2.5}, {"length": [1, 4]})
 
 
+@pytest.mark.slow
 def test_what_one_caller_cancels_another_still_gets(serve: Any, tmp_path: Path) -> None:
     tally = tmp_path / "tally"
     server = serve(TALLIED, cache=True)
@@ -649,6 +652,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_servers_that_make_the_file_and_write_to_it_at_once_do_not_meet(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TOGETHER, tmp_path / "cache.sqlite"]
     servers = [subprocess.Popen(command, stdin=-1, stdout=-1, text=True) for _ in range(4)]
@@ -668,6 +672,7 @@ def kill_while_writing(path: Path) -> None:
     writer.stdout.close()
 
 
+@pytest.mark.slow
 async def test_killed_in_the_midst_of_writing_it_holds_what_it_had(open_store: Any, tmp_path: Path) -> None:
     for _ in range(3):
         kill_while_writing(tmp_path / "cache.sqlite")
@@ -713,6 +718,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_everything_is_scored_and_it_is_said_once(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     run = subprocess.run(

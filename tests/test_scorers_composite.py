@@ -15,6 +15,7 @@ import pytest
 from builders import make_group
 from conftest import function
 from grpo_plugin import provenance
+from reward_server import shell
 from reward_server.client import RewardClient
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError, InvalidGroupError, ScorerLoadError
@@ -324,6 +325,7 @@ def normalising(folder: Path, **files: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_gathering_leaves_scores_and_digest_alone_and_adopting_changes_both_once(serve: Any, tmp_path: Path) -> None:
     write_statistics(tmp_path / "now.json", 0.0, 1.0)
     config = normalising(tmp_path, statistics="now.json", gather="next.json")
@@ -353,6 +355,12 @@ def test_without_statistics_scores_stay_as_they_are(tmp_path: Path) -> None:
     (scores,), _ = served([normalising(tmp_path, gather="next.json")], make_group(["a", "b"]))
     assert scores.rewards() == [0.5, 0.0]
     assert json.loads((tmp_path / "next.json").read_text())["count"] == 2
+
+
+def test_checking_a_configuration_neither_gathers_nor_asks_the_cache(tmp_path: Path) -> None:
+    config = {"scorers": [normalising(tmp_path, gather="next.json")], "cache": {"path": str(tmp_path / "c.sqlite")}}
+    assert shell.check(config_from_mapping(config), None) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_part_of_another_version_is_a_composite_of_another_version(tmp_path: Path) -> None:
