@@ -9,6 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import wait
@@ -522,6 +524,25 @@ async def test_a_corrupted_store_is_an_empty_one_and_is_logged_once(
     told = [record for record in caplog.records if "cache's file" in record.message]
     assert 1 <= len(told) <= 2, "reading and writing once each"
     assert str(tmp_path) in told[0].message
+
+
+async def test_a_disk_that_hangs_is_waited_for_once_and_used_again_when_it_is_back(
+    open_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reward_server.store._LATE_S", 0.2)
+    store = await open_store()
+    store.put({b"k": b"v"})
+    back = threading.Event()
+    store._reader.put(back.wait)
+    assert await store.get([b"k"]) == {}
+    began = time.perf_counter()
+    assert [await store.get([b"k"]) for _ in range(20)] == [{}] * 20
+    assert time.perf_counter() - began < 0.2
+    assert store.troubles == 1
+    back.set()
+    while not (found := await store.get([b"k"])):
+        await asyncio.sleep(0.01)
+    assert found == {b"k": b"v"}
 
 
 async def test_a_path_that_cannot_be_made_is_logged_and_holds_nothing(
