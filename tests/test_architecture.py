@@ -20,6 +20,10 @@ ALLOWED = {
     "reward_server/launch.py": {"client", "types", "errors"},
     "reward_server/supervise.py": {"launch", "errors"},
     "reward_server/scorers": {"scorers", "types", "errors"},
+    "reward_server/store.py": set(),
+    "reward_server/entries.py": {"results", "scorers", "types"},
+    "reward_server/cache.py": {"entries", "store", "results", "scorers", "types", "errors"},
+    "reward_server/composing.py": {"results", "scorers", "types"},
     "reward_server/workers.py": {"scorers", "types", "errors", "worker_process", "results", "processes"},
 }
 # The same for the trainer's: pure parts below, TRL's trainer in layers above.

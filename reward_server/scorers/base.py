@@ -82,7 +82,7 @@ class Scorer(ABC, Generic[OptionsT]):
     Options: ClassVar[type[ScorerOptions]] = ScorerOptions
     place: Place = Place.WORKER
     deterministic: bool = True
-    """The same group always gets the same scores."""
+    """The same group gets the same scores in every run and at every step. Where `cache` is on, they are kept."""
     group_aware: bool = False
     """A completion's score depends on its siblings."""
 

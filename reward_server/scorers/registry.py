@@ -35,6 +35,8 @@ BUILT_IN = {
     "match": "reward_server.scorers.heuristics:MatchScorer",
     "keywords": "reward_server.scorers.heuristics:KeywordsScorer",
     "repetition": "reward_server.scorers.heuristics:RepetitionScorer",
+    "relevance": "reward_server.scorers.relevance:RelevanceScorer",
+    "composite": "reward_server.scorers.composite:CompositeScorer",
 }
 
 
