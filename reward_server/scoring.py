@@ -23,6 +23,7 @@ from typing import Any
 from reward_server import __version__
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
+from reward_server.metrics import Metrics
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
 from reward_server.results import Card, NoResultError, Timed
 from reward_server.scorers.base import Place, Result, Scorer, failed
@@ -37,8 +38,9 @@ log = logging.getLogger("reward_server")
 class ScorerSet:
     """S scorers, each in its place."""
 
-    def __init__(self, config: ServerConfig):
+    def __init__(self, config: ServerConfig, metrics: Metrics | None = None):
         self._config = config
+        self._metrics = metrics or Metrics()
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
         in_workers = [scorer.options for scorer in self._scorers if scorer.place is Place.WORKER]
@@ -105,9 +107,9 @@ class ScorerSet:
         """
         chosen = self._chosen(group)
         if len(chosen) == 1:
-            answers = [await chosen[0].score(group)]
+            answers = [await self._ask(chosen[0], group)]
         else:
-            answers = await _all(*(served.score(group) for served in chosen))
+            answers = await _all(*(self._ask(served, group) for served in chosen))
         return GroupScores(
             group.group_id,
             tuple([served.scores(timed.result) for served, timed in zip(chosen, answers, strict=True)]),
@@ -115,6 +117,12 @@ class ScorerSet:
             max([timed.queued_s for timed in answers]),
             max([timed.compute_s for timed in answers]),
         )
+
+    async def _ask(self, served: _Served, group: Group) -> Timed:
+        with self._metrics.scoring(served.info.name) as note:
+            timed = await served.score(group)
+            note(timed)
+            return timed
 
     def _chosen(self, group: Group) -> list[_Served]:
         if not group.scorers:

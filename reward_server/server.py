@@ -26,7 +26,10 @@ import grpc.aio
 from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
+from reward_server.metrics import Metrics, MetricsPage
 from reward_server.processes import ended, killed_after
+from reward_server.quotas import Quotas
+from reward_server.records import Records
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
 from reward_server.service import SERVICE_NAME, RewardService
@@ -68,7 +71,12 @@ class RewardServer:
         self._addresses = [parse_address(text) for text in config.listen]
         self._security = Security(config)
         self._security.refuse_exposed(self._addresses)
-        self._scorers = ScorerSet(config)
+        self._metrics = Metrics()
+        self._page = _page(config, self._security, self._metrics)
+        self._records: Records | None = None
+        self._scorers = ScorerSet(config, self._metrics)
+        self.metrics_url: str | None = None
+        """Where Prometheus reads, with the real port. None before startup, and without a page."""
         self._bound: list[tuple[Any, str]] = []
         self._health: Any = None
         self._grpc: grpc.aio.Server | None = None
@@ -99,6 +107,10 @@ class RewardServer:
         try:
             for address in self._addresses:
                 address.check()  # a model's loading takes minutes, and a taken port is known now
+            if self._page is not None:
+                self.metrics_url = self._page.open()
+            if self._config.records is not None:
+                self._records = Records(self._config.records, self._metrics.recorded)
             if await _until(self._asked, self._scorers.load()) is _CUT_SHORT:
                 return False
             await self._listen()
@@ -136,11 +148,16 @@ class RewardServer:
         for address, _ in self._bound:
             address.release()
         self._bound.clear()
+        if self._records is not None:
+            await asyncio.to_thread(self._records.close)
+        if self._page is not None:
+            await asyncio.to_thread(self._page.close)  # it waits for half a second
 
     async def _listen(self) -> None:
         limits = self._config.limits
         admission = Admission(limits.max_queued_completions, limits.max_queued_bytes)
-        self._service = RewardService(self._scorers, self._security, admission)
+        quotas = Quotas(self._config.quotas)
+        self._service = RewardService(self._scorers, self._security, admission, self._metrics, quotas, self._records)
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
@@ -155,7 +172,16 @@ class RewardServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if self._config.reflection:
+            reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+def _page(config: ServerConfig, security: Security, metrics: Metrics) -> MetricsPage | None:
+    if config.metrics is None:
+        return None
+    page = MetricsPage(config.metrics, metrics.registry())
+    security.refuse_exposed_page(page.address, config.metrics.allow_insecure)
+    return page
 
 
 # Time to end its workers by itself once its parent is gone.

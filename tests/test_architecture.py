@@ -20,7 +20,11 @@ ALLOWED = {
     "reward_server/launch.py": {"client", "types", "errors"},
     "reward_server/supervise.py": {"launch", "errors"},
     "reward_server/scorers": {"scorers", "types", "errors"},
-    "reward_server/workers.py": {"scorers", "types", "errors", "worker_process", "results", "processes"},
+    "reward_server/workers.py": {"scorers", "types", "errors", "worker_process", "results", "processes", "fair"},
+    "reward_server/fair.py": set(),
+    "reward_server/metrics.py": {"addresses", "config", "errors", "results"},
+    "reward_server/records.py": {"config", "errors", "types"},
+    "reward_server/logs.py": set(),
 }
 PLUGIN_SEES = {"client", "launch", "supervise", "types", "errors"}
 

@@ -7,7 +7,9 @@ Opens nothing itself, and retries nothing: that is `retries`.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,12 @@ class BaseClient:
         check_target(self._target, tls)
         self._tls = tls
         self._bearer = Bearer(token, token_file)
+        self._name = uuid.uuid4().hex
         self._limits: Limits | None = None
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call brings: the token, and who calls, so that a busy server is fair between ranks."""
+        return (*(self._bearer.metadata() or ()), ("reward-caller", f"{self._name}-{os.getpid()}"))
 
     def encode(self, group: Group) -> pb.ScoreGroupRequest:
         request = wire.encode_group(group)

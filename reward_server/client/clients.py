@@ -92,7 +92,7 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
-            response = self._session().stub.GetServerInfo(request, timeout=timeout_s, metadata=self._bearer.metadata())
+            response = self._session().stub.GetServerInfo(request, timeout=timeout_s, metadata=self.metadata())
         except grpc.RpcError as error:
             raise self.error_of(error, timeout_s) from error
         return self.decode_info(response)
@@ -108,7 +108,7 @@ class RewardClient(BaseClient):
         future: Future[GroupScores] = Future()
         attempts = Attempts(
             lambda remaining_s: session.stub.ScoreGroup.future(
-                request, timeout=remaining_s, wait_for_ready=True, metadata=self._bearer.metadata()
+                request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata()
             ),
             session.retries,
             session.timers,
@@ -208,7 +208,7 @@ class AsyncRewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
-            response = await self._stub().GetServerInfo(request, timeout=timeout_s, metadata=self._bearer.metadata())
+            response = await self._stub().GetServerInfo(request, timeout=timeout_s, metadata=self.metadata())
         except grpc.RpcError as error:
             raise self.error_of(error, timeout_s) from error
         return self.decode_info(response)
@@ -260,7 +260,7 @@ class AsyncRewardClient(BaseClient):
     async def _attempt(self, request: pb.ScoreGroupRequest, deadline: float) -> pb.ScoreGroupResponse:
         began = time.monotonic()
         response = await self._stub().ScoreGroup(
-            request, timeout=max(0.0, deadline - began), wait_for_ready=True, metadata=self._bearer.metadata()
+            request, timeout=max(0.0, deadline - began), wait_for_ready=True, metadata=self.metadata()
         )
         self._retries.answered(time.monotonic() - began)
         return response
