@@ -56,6 +56,11 @@ _OPTIONS = (
     # limits.max_group_bytes is ours to enforce: the transport's own refusal has the code of a server that is busy.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # By default a thousand calls that came faster than Python takes them are a crowd, of which gRPC resets some at random
+    # (from 3,000 on all), as CANCELLED: a herd of ranks is larger, and is `admission`'s to push back. So is a wait.
+    ("grpc.server.max_pending_requests", 1 << 20),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+    ("grpc.server_max_unrequested_time_in_server", 3600),
     # Clients ping every 10 s or less often to find a dead connection; by default the second such ping is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -33,9 +33,9 @@ async def page(caller: Caller) -> Page:
     return await asyncio.to_thread(Page.at, caller.server.metrics_url)
 
 
-async def page_where(caller: Caller, holds: Callable[[Page], bool]) -> Page:
+async def page_where(caller: Caller, holds: Callable[[Page], bool], timeout_s: float = 20) -> Page:
     """The first page of which it holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(timeout_s):
         while not holds(seen := await page(caller)):  # noqa: ASYNC110 - Prometheus asks again, too
             await asyncio.sleep(0.02)
     return seen
