@@ -64,6 +64,11 @@ _OPTIONS = (
     # Clients ping every 10 s or less often to find a dead connection; by default the second such ping is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A caller that vanished without a word (its machine or network did) is noticed within 30 s, and its calls end. It is
+    # the ping's own time-out that ends the connection (grpcio 1.85): 60 s by default, whatever keepalive's says.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
 )
 
 
