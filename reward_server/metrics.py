@@ -8,7 +8,7 @@ a token is never one, so there are only so many series.
     metrics.call_began("ScoreGroup") … metrics.call_ended("ScoreGroup", "OK", seconds)
     with metrics.scoring("helpful") as note:
         note(timed)
-    metrics.follow("helpful", batcher)        plain counters of whoever has some
+    metrics.follow(scorers.counters)          plain counters of batchers and caches
     page = MetricsPage(config.metrics); page.open(); page.close()
 
 Several processes: where PROMETHEUS_MULTIPROC_DIR names a folder when this module is imported, each process writes its
@@ -41,16 +41,26 @@ prometheus_client.disable_created_metrics()  # a second series for each counter,
 # From a function on the event loop (a tenth of a millisecond) to a judge that is waited for for minutes.
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-# Whoever batches or caches counts in plain attributes; those of these names become counters with the label `scorer`.
+# Batchers and caches count in plain attributes and know nothing of pages: attribute -> counter and its help. What a
+# source has no attribute for is not counted.
 FOLLOWED = {
-    "batches": "Batches that went to the model.",
-    "batched_rows": "Completions in those batches; by `batches`, the mean fill in rows.",
-    "batched_tokens": "Tokens that those batches held, without padding.",
-    "padded_tokens": "Tokens that they cost, with padding; `batched_tokens` by this is the fill.",
-    "dropped_rows": "Completions that left the queue before the model saw them: their callers were gone.",
-    "cache_hits": "Scores that came from the cache.",
-    "cache_misses": "Scores that the cache did not have.",
+    "batch": {
+        "batches": ("batches", "Batches that went to the model."),
+        "rows": ("batched_rows", "Completions in those batches; divided by `batches`, the mean fill in rows."),
+        "tokens": ("batched_tokens", "Tokens in those batches, without padding."),
+        "padded_tokens": ("padded_tokens", "Tokens that they cost; `batched_tokens` divided by this is the fill."),
+        "dropped": ("dropped_rows", "Completions that left before the model saw them: their callers were gone."),
+        "overdue": ("overdue_batches", "Batches that outlasted the limit."),
+    },
+    "cache": {
+        "hits": ("cache_hits", "Completions whose score the cache had."),
+        "shared": ("cache_shared", "Completions that were just being scored for somebody else."),
+        "misses": ("cache_misses", "Completions that were scored since the cache had no score."),
+    },
 }
+
+Source = tuple[str, str, object]
+"""A kind of FOLLOWED, a scorer's name, and who counts for it."""
 
 
 class Metrics:
@@ -80,8 +90,11 @@ class Metrics:
         self._compute_s = make.histogram("scorer_compute_seconds", "A scorer's time for a group.", "scorer")
         self._scores = make.counter("scores", "What became of each completion, by scorer.", "scorer", "status")
         self._records = make.counter("records", "Groups for the record file: written, dropped or failed.", "outcome")
-        self._followed = {name: make.counter(name, text, "scorer") for name, text in FOLLOWED.items()}
-        self._sources: dict[tuple[str, str], tuple[object, float]] = {}
+        self._followed = {
+            name: make.counter(name, text, "scorer") for kind in FOLLOWED.values() for name, text in kind.values()
+        }
+        self._sources: Callable[[], Iterable[Source]] = tuple
+        self._seen: dict[tuple[str, str], tuple[object, dict[str, float]]] = {}
         self._refreshing = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------------ the calls
@@ -94,8 +107,7 @@ class Metrics:
         self._finished.labels(method, code).inc()
         self._in_flight.dec()
         self._call_s.labels(method).observe(seconds)
-        if self._sources:
-            self.refresh()
+        self.refresh()
 
     def shed(self, reason: str) -> None:
         """A call was pushed back."""
@@ -129,21 +141,20 @@ class Metrics:
         for status, count in Count([score.status for score in timed.result.scores]).items():
             self._scores.labels(scorer, status.name).inc(count)
 
-    def follow(self, scorer: str, source: object) -> None:
-        """Counts what `source` counts in the attributes that FOLLOWED names, those that it has. A later source of the
-        same scorer takes its place, and what the earlier one had counted stays."""
-        self.refresh()
-        for name in FOLLOWED:
-            if hasattr(source, name):
-                self._sources[scorer, name] = (source, 0.0)
+    def follow(self, sources: Callable[[], Iterable[Source]]) -> None:
+        """From now on counts too what these count, whoever they are when it is asked: a reload brings others."""
+        self._sources = sources
 
     def refresh(self) -> None:
         """Takes over what has been counted elsewhere since the last time."""
         with self._refreshing:  # a page is made in a thread of its own
-            for (scorer, name), (source, seen) in list(self._sources.items()):
-                now = float(getattr(source, name))
-                self._followed[name].labels(scorer).inc(max(0.0, now - seen))
-                self._sources[scorer, name] = (source, now)
+            for kind, scorer, source in self._sources():
+                known, seen = self._seen.get((kind, scorer), (None, {}))
+                now = {name: float(getattr(source, name)) for name in FOLLOWED[kind] if hasattr(source, name)}
+                for name, value in now.items():
+                    earlier = seen.get(name, 0.0) if known is source else 0.0
+                    self._followed[FOLLOWED[kind][name][0]].labels(scorer).inc(value - earlier)
+                self._seen[kind, scorer] = (source, now)
 
     def text(self) -> str:
         """The page's content."""

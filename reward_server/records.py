@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ log = logging.getLogger("reward_server")
 # What may wait for the disk, in bytes of requests.
 _MOST_WAITING_BYTES = 64 << 20
 _CLOSE_GRACE_S = 5.0
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 class Records:
@@ -138,7 +140,10 @@ def _scorer(scorer: ScorerScores) -> dict[str, Any]:
 
 
 class _Files:
-    """`path` and the full ones before it, `path.1` the latest: `keep` files of `max_bytes`, no line cut in two."""
+    """`path` and the full ones before it, `path.1` the latest: `keep` files of `max_bytes`, no line cut in two.
+
+    Several processes may write to them: each write holds `path.lock`, and follows if another has turned them over.
+    """
 
     def __init__(self, path: Path, max_bytes: int, keep: int):
         self._path = path
@@ -146,6 +151,7 @@ class _Files:
         self._keep = keep
         self._fd = -1
         try:
+            self._lock_fd = os.open(f"{path}.lock", _APPEND, 0o600)
             self._open()
         except OSError as error:
             raise ConfigError(f"records.path: cannot write {path}: {error.strerror}") from error
@@ -155,7 +161,15 @@ class _Files:
 
     def write(self, line: bytes) -> None:
         """Appends a line. Raises OSError, and then nothing of it is in the file."""
-        if self._fd < 0:
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            self._write(line)
+        finally:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def _write(self, line: bytes) -> None:
+        if not self._is_current():
+            self._close_file()
             self._open()
         size = os.fstat(self._fd).st_size
         if size and size + len(line) > self._max_bytes:
@@ -171,15 +185,25 @@ class _Files:
             raise
 
     def close(self) -> None:
+        self._close_file()
+        os.close(self._lock_fd)
+
+    def _is_current(self) -> bool:
+        """Whether the file that is open is still that of the path."""
+        with contextlib.suppress(OSError):
+            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+        return False
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, _APPEND, 0o600)
+
+    def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def _open(self) -> None:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
     def _turn_over(self) -> None:
-        self.close()
+        self._close_file()
         for number in range(self._keep - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(self._numbered(number - 1), self._numbered(number))

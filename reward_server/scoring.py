@@ -17,13 +17,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 from reward_server import __version__
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
-from reward_server.metrics import Metrics
+from reward_server.metrics import Metrics, Source
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
 from reward_server.results import Card, NoResultError, Timed
 from reward_server.scorers.base import Place, Result, Scorer, failed
@@ -38,9 +38,8 @@ log = logging.getLogger("reward_server")
 class ScorerSet:
     """S scorers, each in its place."""
 
-    def __init__(self, config: ServerConfig, metrics: Metrics | None = None):
+    def __init__(self, config: ServerConfig):
         self._config = config
-        self._metrics = metrics or Metrics()
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
         in_workers = [scorer.options for scorer in self._scorers if scorer.place is Place.WORKER]
@@ -100,16 +99,23 @@ class ScorerSet:
                 if column not in group.columns:
                     served.scorer.column(group, column)  # raises unless each completion has its own
 
-    async def score(self, group: Group) -> GroupScores:
+    def counters(self) -> Iterator[Source]:
+        """Who counts what in plain attributes: its batchers and its cache, if it has some."""
+        for name, batcher in getattr(self, "batchers", {}).items():
+            yield "batch", name, batcher.stats
+        for name, counts in getattr(getattr(self, "cache", None), "counts", {}).items():
+            yield "cache", name, counts
+
+    async def score(self, group: Group, metrics: Metrics | None = None) -> GroupScores:
         """What the chosen scorers say of the group, side by side. A failure is a status, never an exception.
 
         Raises InvalidGroupError where a scorer finds that the group itself is at fault.
         """
         chosen = self._chosen(group)
         if len(chosen) == 1:
-            answers = [await self._ask(chosen[0], group)]
+            answers = [await _ask(chosen[0], group, metrics)]
         else:
-            answers = await _all(*(self._ask(served, group) for served in chosen))
+            answers = await _all(*(_ask(served, group, metrics) for served in chosen))
         return GroupScores(
             group.group_id,
             tuple([served.scores(timed.result) for served, timed in zip(chosen, answers, strict=True)]),
@@ -117,12 +123,6 @@ class ScorerSet:
             max([timed.queued_s for timed in answers]),
             max([timed.compute_s for timed in answers]),
         )
-
-    async def _ask(self, served: _Served, group: Group) -> Timed:
-        with self._metrics.scoring(served.info.name) as note:
-            timed = await served.score(group)
-            note(timed)
-            return timed
 
     def _chosen(self, group: Group) -> list[_Served]:
         if not group.scorers:
@@ -194,6 +194,15 @@ class _Served:
     def _log(self, failure: NoResultError, group: Group, which: str = "") -> None:
         what = f"scorer {self.info.name!r}, group {group.group_id!r}{which}: {failure.status.name}"
         log.warning("%s: %s%s", what, failure.message, f"\n{failure.details.rstrip()}" if failure.details else "")
+
+
+async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> Timed:
+    if metrics is None:
+        return await served.score(group)
+    with metrics.scoring(served.info.name) as note:
+        timed = await served.score(group)
+        note(timed)
+        return timed
 
 
 async def _all(*runs: Coroutine[Any, Any, Timed]) -> list[Timed]:

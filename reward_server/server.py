@@ -56,16 +56,16 @@ _OPTIONS = (
     # limits.max_group_bytes is ours to enforce: the transport's own refusal has the code of a server that is busy.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # By default a thousand calls that came faster than Python takes them are a crowd, of which gRPC resets some at random
-    # (from 3,000 on all), as CANCELLED: a herd of ranks is larger, and is `admission`'s to push back. So is a wait.
+    # By default calls that Python has not taken yet are reset, as CANCELLED, some at random from 1,000 on and all from
+    # 3,000, or after 30 s. A herd of ranks is larger, and it is `admission` that pushes back.
     ("grpc.server.max_pending_requests", 1 << 20),
     ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
     ("grpc.server_max_unrequested_time_in_server", 3600),
     # Clients ping every 10 s or less often to find a dead connection; by default the second such ping is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A caller that vanished without a word (its machine or network did) is noticed within 30 s, and its calls end. It is
-    # the ping's own time-out that ends the connection (grpcio 1.85): 60 s by default, whatever keepalive's says.
+    # A caller that vanished without a word (its machine or network did) is noticed within 30 s, and its calls end. It
+    # is the ping's own time-out that ends the connection (grpcio 1.85): 60 s by default, whatever keepalive's says.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -84,7 +84,8 @@ class RewardServer:
         self._metrics = Metrics()
         self._page = _page(config, self._security, self._metrics)
         self._records: Records | None = None
-        self._scorers = ScorerSet(config, self._metrics)
+        self._scorers = ScorerSet(config)
+        self._metrics.follow(self._scorers.counters)
         self.metrics_url: str | None = None
         """Where Prometheus reads, with the real port. None before startup, and without a page."""
         self._bound: list[tuple[Any, str]] = []

@@ -149,7 +149,7 @@ class RewardService:
         with self._admission.admitted(len(group), len(request), fair.caller.get()):
             self._metrics.queued(1, len(group), len(request))
             try:
-                scores = await self._scorers.score(group)
+                scores = await self._scorers.score(group, self._metrics)
             finally:
                 self._metrics.queued(-1, -len(group), -len(request))
         if self._records is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import signal
 import socket
 import struct
 import subprocess
@@ -62,12 +61,13 @@ async def main(keepalive_s: float) -> None:
     loopback(True)
     server = RewardServer(config_from_mapping(CONFIG))
     await server.startup()
-    caller = subprocess.Popen([sys.executable, "-c", CALLER, server.endpoints[0]], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", CALLER, server.endpoints[0]]
+    caller = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
     assert await calls_are(server, 1, timeout_s=30) is not None
     await asyncio.sleep(0.5)  # gRPC's first ping, for its flow control, is answered by then
     loopback(False)
-    caller.send_signal(signal.SIGKILL)
-    caller.wait()
+    caller.kill()
+    await caller.wait()
     held_s = await calls_are(server, 0, timeout_s=5)
     loopback(True)
     page = await asyncio.to_thread(Page.at, server.metrics_url or "")

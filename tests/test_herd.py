@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -21,10 +21,9 @@ GATED = {"type": "gated:Gated", "name": "gated", "timeout_s": 120}
 
 
 @pytest.fixture(autouse=True)
-def closed_gate() -> Iterator[None]:
+def closed_gate() -> None:
     gated.opened = asyncio.Event()
     gated.served.clear()
-    yield
 
 
 @asynccontextmanager

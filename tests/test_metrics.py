@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,25 +133,28 @@ async def test_a_taken_port_is_said_before_a_scorer_is_loaded() -> None:
             await second.startup()
 
 
-class Batcher:
-    """Counts as whoever batches does: in plain attributes."""
+@dataclass
+class Counts:
+    """As a batcher counts, or a cache: in plain attributes."""
 
-    batches = 0
-    batched_rows = 0
+    batches: int = 0
+    rows: int = 0
+    hits: int = 0
 
 
-def test_plain_counters_of_others_are_taken_over_and_survive_their_owner() -> None:
-    metrics, first, second = Metrics(), Batcher(), Batcher()
-    metrics.follow("helpful", first)
-    first.batches, first.batched_rows = 2, 14
-    assert Page(metrics.text())("batched_rows_total", scorer="helpful") == 14
-    first.batched_rows = 20
-    metrics.follow("helpful", second)  # as after a reload
-    second.batched_rows = 1
+def test_plain_counters_of_others_are_taken_over_and_go_on_after_a_reload() -> None:
+    metrics, batcher, cache = Metrics(), Counts(), Counts()
+    metrics.follow(lambda: [("batch", "helpful", batcher), ("cache", "helpful", cache)])
+    batcher.batches, batcher.rows, cache.hits = 2, 14, 3
+    metrics.refresh()
+    batcher.rows = 20
+    metrics.refresh()
+    batcher = Counts(rows=1)  # another configuration's
     seen = Page(metrics.text())
     assert seen("batched_rows_total", scorer="helpful") == 21
     assert seen("batches_total", scorer="helpful") == 2
-    assert "cache_hits_total{" not in seen.text  # it counts none
+    assert seen("cache_hits_total", scorer="helpful") == 3
+    assert "cache_misses_total{" not in seen.text  # nobody counts them
 
 
 PROCESS = """

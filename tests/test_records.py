@@ -7,6 +7,8 @@ import logging
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,11 @@ async def test_a_line_holds_the_group_and_all_that_was_said_of_it(tmp_path: Path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def written(path: Path, groups: int, **options: Any) -> Counter[str]:
+def written(path: Path, groups: int, first: int = 0, **options: Any) -> Counter[str]:
     """Offers groups of about 500 bytes; what became of them."""
     outcomes: Counter[str] = Counter()
     records = Records(RecordsConfig(path=path, **options), lambda outcome, count: outcomes.update({outcome: count}))
-    for index in range(groups):
+    for index in range(first, first + groups):
         records.offer(make_group(["x"], group_id=str(index)), make_scores([1.0], group_id=str(index)), 500)
     records.close()
     return outcomes
@@ -59,7 +61,7 @@ def written(path: Path, groups: int, **options: Any) -> Counter[str]:
 def test_full_files_are_turned_over_and_so_many_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     assert written(path, 100, max_bytes=2000, keep=3) == {"written": 100}
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.jsonl", "r.jsonl.1", "r.jsonl.2"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r.jsonl", "r.jsonl.1", "r.jsonl.2", "r.jsonl.lock"]
     assert all(file.stat().st_size <= 2000 for file in tmp_path.iterdir())
     kept = [line["group_id"] for name in ("r.jsonl.2", "r.jsonl.1", "r.jsonl") for line in lines(tmp_path / name)]
     assert kept == [str(index) for index in range(100 - len(kept), 100)]  # the latest, none missing between
@@ -67,7 +69,7 @@ def test_full_files_are_turned_over_and_so_many_are_kept(tmp_path: Path) -> None
 
 def test_one_file_is_begun_anew(tmp_path: Path) -> None:
     written(tmp_path / "r", 100, max_bytes=2000, keep=1)
-    assert [file.name for file in tmp_path.iterdir()] == ["r"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["r", "r.lock"]
     assert lines(tmp_path / "r")[-1]["group_id"] == "99"
 
 
@@ -75,6 +77,26 @@ def test_a_restart_appends(tmp_path: Path) -> None:
     written(tmp_path / "r", 2)
     written(tmp_path / "r", 3)
     assert len(lines(tmp_path / "r")) == 5
+
+
+WRITER = """
+import sys
+from collections import Counter
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_records import written
+assert written(Path(sys.argv[1]), 400, first=int(sys.argv[2]), max_bytes=20_000, keep=100) == {"written": 400}
+"""
+
+
+def test_several_processes_share_the_files_and_lose_and_tear_nothing(tmp_path: Path) -> None:
+    path, here = tmp_path / "r", str(Path(__file__).parent)
+    commands = [[sys.executable, "-c", WRITER, str(path), str(first), here] for first in (0, 400)]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    files = [file for file in tmp_path.iterdir() if file.suffix != ".lock"]
+    assert all(file.stat().st_size <= 20_000 for file in files)
+    assert sorted(int(line["group_id"]) for file in files for line in lines(file)) == list(range(800))
 
 
 def test_the_sample_is_a_share_chosen_by_name() -> None:
@@ -87,9 +109,13 @@ def test_the_sample_is_a_share_chosen_by_name() -> None:
     assert 900 < sum(is_sampled(nameless, 0.1) for _ in range(10_000)) < 1100
 
 
-async def test_a_full_disk_fails_no_call_and_is_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_disk_fails_no_call_and_is_logged_once_and_counted(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
     with caplog.at_level(logging.ERROR, logger="reward_server"):
-        async with served(LENGTH, records={"path": "/dev/full"}) as caller:
+        async with served(LENGTH, records={"path": str(full)}) as caller:
             for index in range(5):
                 assert (await caller.score(make_group(["ab"], group_id=str(index)))).scorers[0].scores[0].value == 1.0
             metrics = caller.server._metrics
