@@ -20,7 +20,7 @@ import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-from reward_server import __version__
+from reward_server import __version__, tracing
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
 from reward_server.metrics import Metrics, Source
@@ -199,9 +199,11 @@ class _Served:
 async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> Timed:
     if metrics is None:
         return await served.score(group)
-    with metrics.scoring(served.info.name) as note:
+    name = served.info.name
+    with metrics.scoring(name) as note, tracing.span("reward.scorer", {"scorer": name}) as span:
         timed = await served.score(group)
         note(timed)
+        span.set_attributes({"queued_s": timed.queued_s, "compute_s": timed.compute_s})
         return timed
 
 

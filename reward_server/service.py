@@ -13,14 +13,14 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
-from reward_server import fair, logs, wire
+from reward_server import fair, logs, tracing, wire
 from reward_server.admission import Admission
 from reward_server.errors import GroupTooLargeError, OverloadedError, RewardServerError, UnavailableError, code_of
 from reward_server.metrics import Metrics
@@ -173,7 +173,7 @@ class RewardService:
                 call.token_name = self._security.authenticate(context.invocation_metadata() or ())
                 if self._draining:
                     raise UnavailableError("the server is draining: it takes no new calls")
-                answer = await method(request, call)
+                answer = await _traced(method, request, call, context.invocation_metadata() or ())
                 call.code = grpc.StatusCode.OK.name
                 return answer
             except RewardServerError as error:
@@ -233,6 +233,16 @@ class _Flight:
         waiting: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         return await waiting
+
+
+async def _traced(
+    method: Callable[[bytes, _Call], Awaitable[bytes]], request: bytes, call: _Call, metadata: Iterable[tuple[str, Any]]
+) -> bytes:
+    with tracing.span("reward.serve", {"method": call.method}, kind="SERVER", parent=metadata) as span:
+        try:
+            return await method(request, call)
+        finally:
+            span.set_attributes(call.names)
 
 
 def _caller_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:

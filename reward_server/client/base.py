@@ -86,6 +86,11 @@ def _addresses(name: str) -> list[str]:
     return [f"{address[4][0]}:{port}" for address in found]
 
 
+def names_of(group: Group) -> dict[str, str | int]:
+    """What a span says of a group."""
+    return {"run_id": group.run_id, "step": group.step, "group_id": group.group_id, "completions": len(group)}
+
+
 class BaseClient:
     """What both clients share: where the server is, what it takes, and what its answers mean."""
 
