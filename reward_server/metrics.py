@@ -24,7 +24,7 @@ import os
 import threading
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
@@ -37,6 +37,8 @@ from reward_server.errors import ConfigError
 from reward_server.results import Timed
 
 prometheus_client.disable_created_metrics()  # a second series for each counter, with the time that it began at
+
+T = TypeVar("T")
 
 # From a function on the event loop (a tenth of a millisecond) to a judge that is waited for for minutes.
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -100,35 +102,35 @@ class Metrics:
     # ------------------------------------------------------------------------------------------------------ the calls
 
     def call_began(self, method: str) -> None:
-        self._created.labels(method).inc()
-        self._in_flight.inc()
+        self._created.of(method).inc()
+        self._in_flight.of().inc()
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
-        self._finished.labels(method, code).inc()
-        self._in_flight.dec()
-        self._call_s.labels(method).observe(seconds)
+        self._finished.of(method, code).inc()
+        self._in_flight.of().dec()
+        self._call_s.of(method).observe(seconds)
         self.refresh()
 
     def shed(self, reason: str) -> None:
         """A call was pushed back."""
-        self._sheds.labels(reason).inc()
+        self._sheds.of(reason).inc()
 
     def queued(self, groups: int, completions: int, request_bytes: int) -> None:
         """So many came into the queue; negative when they leave."""
-        self._queued_groups.inc(groups)
-        self._queued_completions.inc(completions)
-        self._queued_bytes.inc(request_bytes)
+        self._queued_groups.of().inc(groups)
+        self._queued_completions.of().inc(completions)
+        self._queued_bytes.of().inc(request_bytes)
 
     def recorded(self, outcome: str, groups: int = 1) -> None:
         """Groups were written to the record file, dropped before it, or failed to be written."""
-        self._records.labels(outcome).inc(groups)
+        self._records.of(outcome).inc(groups)
 
     # ---------------------------------------------------------------------------------------------------- the scorers
 
     @contextlib.contextmanager
     def scoring(self, scorer: str) -> Iterator[Callable[[Timed], None]]:
         """A group is at a scorer while the block lasts; what comes of it is noted by what this gives."""
-        groups = self._scorer_groups.labels(scorer)
+        groups = self._scorer_groups.of(scorer)
         groups.inc()
         try:
             yield lambda timed: self._scored(scorer, timed)
@@ -136,10 +138,10 @@ class Metrics:
             groups.dec()
 
     def _scored(self, scorer: str, timed: Timed) -> None:
-        self._wait_s.labels(scorer).observe(timed.queued_s)
-        self._compute_s.labels(scorer).observe(timed.compute_s)
+        self._wait_s.of(scorer).observe(timed.queued_s)
+        self._compute_s.of(scorer).observe(timed.compute_s)
         for status, count in Count([score.status for score in timed.result.scores]).items():
-            self._scores.labels(scorer, status.name).inc(count)
+            self._scores.of(scorer, status.name).inc(count)
 
     def follow(self, sources: Callable[[], Iterable[Source]]) -> None:
         """From now on counts too what these count, whoever they are when it is asked: a reload brings others."""
@@ -153,7 +155,7 @@ class Metrics:
                 now = {name: float(getattr(source, name)) for name in FOLLOWED[kind] if hasattr(source, name)}
                 for name, value in now.items():
                     earlier = seen.get(name, 0.0) if known is source else 0.0
-                    self._followed[FOLLOWED[kind][name][0]].labels(scorer).inc(value - earlier)
+                    self._followed[FOLLOWED[kind][name][0]].of(scorer).inc(value - earlier)
                 self._seen[kind, scorer] = (source, now)
 
     def text(self) -> str:
@@ -180,14 +182,28 @@ class _Maker:
     def __init__(self, registry: CollectorRegistry):
         self._common: dict[str, Any] = {"namespace": "reward_server", "registry": registry}
 
-    def counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, **self._common)
+    def counter(self, name: str, text: str, *labels: str) -> _Series[Counter]:
+        return _Series(Counter(name, text, labels, **self._common))
 
-    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, multiprocess_mode="livesum", **self._common)
+    def gauge(self, name: str, text: str, *labels: str) -> _Series[Gauge]:
+        return _Series(Gauge(name, text, labels, multiprocess_mode="livesum", **self._common))
 
-    def histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(name, text, labels, buckets=_SECONDS, **self._common)
+    def histogram(self, name: str, text: str, *labels: str) -> _Series[Histogram]:
+        return _Series(Histogram(name, text, labels, buckets=_SECONDS, **self._common))
+
+
+class _Series(dict[tuple[str, ...], T]):
+    """The series of one metric by their labels. Found here they cost a tenth of a look-up in the library."""
+
+    def __init__(self, metric: Any):
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> T:
+        series = self[labels] = self._metric.labels(*labels) if labels else self._metric
+        return series
+
+    def of(self, *labels: str) -> T:
+        return self[labels]
 
 
 class _BeforeAPage:
