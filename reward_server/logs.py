@@ -4,7 +4,7 @@ Owns the two formats, and the names of the call in which an event happens: run, 
 is logged; no caller of it logs a prompt, a completion or a token. (A scorer's own exception is logged as it is, and may
 quote what it was given.)
 
-    {"time": "2026-11-24T22:53:10.123Z", "level": "warning", "logger": "reward_server", "message": "…",
+    {"time": "2026-11-24T22:53:10.123Z", "level": "warning", "logger": "reward_server", "process": 1, "message": "…",
      "run_id": "…", "step": 12, "group_id": "…", "exception": "Traceback …"}
 """
 
@@ -21,14 +21,22 @@ call: ContextVar[dict[str, Any] | None] = ContextVar("call", default=None)
 
 FORMATS = ("text", "json")
 _TEXT = "%(asctime)s %(levelname)s %(message)s"
+_TEXT_OF_SEVERAL = "%(asctime)s %(levelname)s %(process)d %(message)s"
 
 
-def set_up(kind: str, level: str) -> None:
-    """Logs to standard error from now on: ours from `level` on, others' warnings."""
+def set_up(kind: str, level: str | int, is_of_several: bool = False) -> None:
+    """Logs to standard error from now on: ours from `level` on, others' warnings; with the process, if it is one of
+    several that do."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JSONFormatter() if kind == "json" else logging.Formatter(_TEXT))
+    text = logging.Formatter(_TEXT_OF_SEVERAL if is_of_several else _TEXT)
+    handler.setFormatter(JSONFormatter() if kind == "json" else text)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("reward_server").setLevel(level.upper())
+    logging.getLogger("reward_server").setLevel(level.upper() if isinstance(level, str) else level)
+
+
+def is_json() -> bool:
+    """Whether this process logs as JSON, for the processes that it starts."""
+    return any(isinstance(handler.formatter, JSONFormatter) for handler in logging.getLogger().handlers)
 
 
 class JSONFormatter(logging.Formatter):
@@ -40,6 +48,7 @@ class JSONFormatter(logging.Formatter):
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "process": record.process,
             "message": record.getMessage(),
             **(call.get() or {}),
             **getattr(record, "fields", {}),

@@ -26,7 +26,7 @@ import grpc.aio
 from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
-from reward_server.metrics import Metrics, MetricsPage
+from reward_server.metrics import Metrics, page_of
 from reward_server.processes import ended, killed_after
 from reward_server.quotas import Quotas
 from reward_server.records import Records
@@ -82,7 +82,7 @@ class RewardServer:
         self._security = Security(config)
         self._security.refuse_exposed(self._addresses)
         self._metrics = Metrics()
-        self._page = _page(config, self._security, self._metrics)
+        self._page = page_of(config, self._security, self._metrics.registry())
         self._records: Records | None = None
         self._scorers = ScorerSet(config)
         self._metrics.follow(self._scorers.counters)
@@ -185,14 +185,6 @@ class RewardServer:
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         if self._config.reflection:
             reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-
-
-def _page(config: ServerConfig, security: Security, metrics: Metrics) -> MetricsPage | None:
-    if config.metrics is None:
-        return None
-    page = MetricsPage(config.metrics, metrics.registry())
-    security.refuse_exposed_page(page.address, config.metrics.allow_insecure)
-    return page
 
 
 # Time to end its workers by itself once its parent is gone.
