@@ -250,7 +250,7 @@ class MetricsPage:
 
 
 def page_of(config: ServerConfig, security: Security, registry: CollectorRegistry) -> MetricsPage | None:
-    """The page that a configuration asks for, if it does. Raises ConfigError for an address that is none or not safe."""
+    """The page that a configuration asks for, if it does. Raises ConfigError for an address that cannot be."""
     if config.metrics is None:
         return None
     page = MetricsPage(config.metrics, registry)
