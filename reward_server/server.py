@@ -85,7 +85,6 @@ class RewardServer:
         self._page = page_of(config, self._security, self._metrics.registry())
         self._records: Records | None = None
         self._scorers = ScorerSet(config)
-        self._metrics.follow(self._scorers.counters)
         self.metrics_url: str | None = None
         """Where Prometheus reads, with the real port. None before startup, and without a page."""
         self._bound: list[tuple[Any, str]] = []
@@ -168,6 +167,7 @@ class RewardServer:
         limits = self._config.limits
         admission = Admission(limits.max_queued_completions, limits.max_queued_bytes)
         quotas = Quotas(self._config.quotas)
+        self._metrics.follow(self._scorers.counters)  # now that they are loaded: a page is made in another thread
         self._service = RewardService(self._scorers, self._security, admission, self._metrics, quotas, self._records)
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._service.add_to(self._grpc)
