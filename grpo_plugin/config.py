@@ -126,6 +126,46 @@ class RemoteGRPOConfig(GRPOConfig):
             "choices": list(KL_ANCHORS),
         },
     )
+    token_batches: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether forwards run in micro-batches of tokens: rows without advantage are left out where that "
+            "is exact, the others are sorted by length, trimmed or packed, and spread over ranks so that all finish "
+            "together. Gradients are TRL's up to rounding. False is TRL's own micro-batches, number for number."
+        },
+    )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens, padding included, that a forward of token_batches computes; a longer row goes alone. "
+            "By default what per_device_train_batch_size rows of the generation's longest would have taken, which "
+            "is stock TRL's memory."
+        },
+    )
+    padding_free: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether token_batches packs rows without padding, for models whose attention is sdpa or flash "
+            "attention. Others are padded to the longest of their micro-batch."
+        },
+    )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the rows of a prompt that are packed together compute that prompt once, where an estimate "
+            "says that it is cheaper. Needs padding_free."
+        },
+    )
+
+    score_ahead: int = field(
+        default=0,
+        metadata={
+            "help": "1 generates the next batch while the service scores this one, so that a step costs the longer of "
+            "scoring and of its own work, not their sum. A batch is then trained on one update after it was sampled, "
+            "with ratios against the policy that sampled it. 0 is on policy.",
+            "choices": [0, 1],
+        },
+    )
 
     def __post_init__(self) -> None:
         try:
@@ -170,12 +210,27 @@ class RemoteGRPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.max_failure_rate <= 1:
             raise ValueError(f"max_failure_rate is a share between 0 and 1, not {self.max_failure_rate}")
+        self._check_step()
         if self.kl_anchor not in KL_ANCHORS:
             raise ValueError(f"kl_anchor must be one of {', '.join(KL_ANCHORS)}, not {self.kl_anchor!r}")
         if self.kl_anchor == "old" and self.beta == 0.0:
             raise ValueError("kl_anchor='old' does nothing while beta is 0.0: set beta, or leave kl_anchor out")
         if self.kl_anchor == "old" and self.sync_ref_model:
             raise ValueError("sync_ref_model needs a reference model, and kl_anchor='old' has none: drop one of them")
+
+    def _check_step(self) -> None:
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
+            raise ValueError(
+                f"max_tokens_per_micro_batch must be at least 1, not {self.max_tokens_per_micro_batch}; leave it out "
+                "for what stock TRL's micro-batches take"
+            )
+        if self.score_ahead not in (0, 1):
+            raise ValueError(f"score_ahead is a number of batches, 0 or 1, not {self.score_ahead}")
+        if self.score_ahead and not (self.reward_endpoint or self.reward_config):
+            raise ValueError(
+                "score_ahead generates while a service scores: name one by reward_endpoint or reward_config, or set it "
+                "to 0"
+            )
 
     def _check_tls(self) -> None:
         given = [name for name in ("reward_tls_ca", "reward_tls_cert", "reward_tls_key") if getattr(self, name)]
@@ -185,9 +240,10 @@ class RemoteGRPOConfig(GRPOConfig):
             raise ValueError("reward_tls_cert and reward_tls_key go together: give both, or neither")
 
 
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RemoteGRPOConfig)}
+# A plain GRPOConfig asks for TRL's trainer, number for number; RemoteGRPOConfig's defaults are equal up to rounding.
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RemoteGRPOConfig)} | {"token_batches": False}
 
 
 def setting(args: GRPOConfig | None, name: str) -> Any:
-    """A field of ours from any GRPOConfig: its default where `args` is TRL's own or absent."""
+    """A field of ours from any GRPOConfig: off or its default where `args` is TRL's own or absent."""
     return getattr(args, name, _DEFAULTS[name])

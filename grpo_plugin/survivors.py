@@ -32,6 +32,7 @@ ROW_MEAN_LOSSES = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})
 KEPT = "kept"
 ROW_WEIGHT = "row_weight"
 SURVIVORS = "survivors"
+ROWS = "rows"  # how many of TRL's rows a micro-batch of ours stands for
 
 # What TRL holds of each token, one row a completion; a dropped row's old and reference log-probabilities are set to 0
 # with its mask, so that no ratio of what is masked can overflow.
@@ -90,20 +91,26 @@ def tokens_N(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def weigh(
-    batches: list[dict[str, Any]], window: int, ranks: int, reduce: Callable[[torch.Tensor], torch.Tensor]
+    batches: list[dict[str, Any]],
+    window: int | None,
+    ranks: int,
+    reduce: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
     """Gives each micro-batch its survivors and the weight of its rows, in place: its step's rows over the survivors.
 
-    `window` micro-batches make an optimizer step; `reduce` sums a tensor over the ranks. Where nothing survives in a
-    step, the weight is 0. Does nothing, on any rank, where nobody was dropped.
+    `window` micro-batches make an optimizer step, None if the step's gradients are weighed later; `reduce` sums a
+    tensor over the ranks. Where nothing survives in a step, the weight is 0. Does nothing, on any rank, where nobody
+    was dropped.
     """
     if KEPT not in batches[0]:
         return
-    if len(batches) % window:  # steps that straddle generations: the mean is over the generation's survivors
-        window = len(batches)
     kept = reduce(torch.stack([batch[KEPT].sum() for batch in batches])).tolist()
     for batch, count in zip(batches, kept, strict=True):
         batch[SURVIVORS] = count
+    if window is None:
+        return
+    if len(batches) % window:  # steps that straddle generations: the mean is over the generation's survivors
+        window = len(batches)
     for start in range(0, len(batches), window):
         part = slice(start, start + window)
         survivors = sum(kept[part])

@@ -17,9 +17,8 @@ Legend: N rows on this rank, R rows of the global batch, S scorers.
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,10 @@ from accelerate.utils import gather_object
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from grpo_plugin import provenance
+from grpo_plugin.ahead import AheadTrainer
 from grpo_plugin.checks import NOT_COLUMNS, check_data, check_functions
 from grpo_plugin.config import setting
 from grpo_plugin.connection import Connection, connect, together
@@ -40,23 +40,14 @@ from grpo_plugin.groups import Layout, Row, make_group, whole_groups
 from grpo_plugin.outcome import Outcome
 from grpo_plugin.policies import Raise, policy_of
 from grpo_plugin.rewards import Pending, exchange, submit
-from grpo_plugin.survivors import (
-    ROW_MEAN_LOSSES,
-    ROW_WEIGHT,
-    SURVIVORS,
-    leave_out,
-    mask_out,
-    tokens_N,
-    weigh,
-    zero_std_share,
-)
+from grpo_plugin.survivors import leave_out, zero_std_share
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.types import Group, Status
 
 logger = get_logger(__name__)
 
 
-class RemoteGRPOTrainer(GRPOTrainer):
+class RemoteGRPOTrainer(AheadTrainer):
     """A drop-in `trl.GRPOTrainer` whose rewards may come from a reward service.
 
     Takes all that TRL's trainer takes. `args` is a RemoteGRPOConfig, or a plain GRPOConfig (then every feature of ours
@@ -76,7 +67,6 @@ class RemoteGRPOTrainer(GRPOTrainer):
     ScoringFailedError in a step in which a score failed.
     """
 
-    beta: float
     _connection: Connection | None = None  # on the class too, for trainers made without __init__, as in TRL's own tests
 
     def __init__(
@@ -101,13 +91,13 @@ class RemoteGRPOTrainer(GRPOTrainer):
         rollout_func: Callable[..., dict[str, Any]] | None = None,
         environment_factory: Any = None,
     ):
+        if setting(args, "score_ahead") and environment_factory is not None:
+            raise ValueError(
+                "score_ahead plays a generation back when its scores arrive, and environments would be reset by it: "
+                "set score_ahead to 0, or use a rollout_func"
+            )
         self._connection = connect(args, args.distributed_state) if args is not None else None
-        self._pending: tuple[Pending, Layout] | None = None
-        self._inputs: list[dict[str, Any]] = []
         self._submissions = 0
-        self._dropped_R: torch.Tensor | None = None
-        self._step_rows = (0.0, 0.0)  # of the optimizer step so far, over all ranks: its rows, and the survivors
-        self._kl_beta = 0.0
         if self._connection is not None:
             weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
             if rollout_func is None and environment_factory is None:
@@ -182,77 +172,10 @@ class RemoteGRPOTrainer(GRPOTrainer):
 
     # ----------------------------------------------------------------------------------------------- submit and collect
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._inputs, self._dropped_R = inputs, None
-        try:
-            batch = super()._generate_and_score_completions(inputs)
-        finally:
-            self._inputs = []
-            if self._pending is not None:
-                self._pending[0].cancel()
-                self._pending = None
-        if self._dropped_R is not None:
-            self._drop(batch, self._dropped_R)
-        return batch
-
-    def _drop(self, batch: dict[str, Any], dropped_R: torch.Tensor) -> None:
-        """Makes the batch what it would be, had the dropped completions never been sampled."""
-        rows = len(batch["completion_mask"])
-        start = self.accelerator.process_index * rows
-        mask_out(batch, dropped_R[start : start + rows])
-        batch["num_items_in_batch"] = self.accelerator.gather(tokens_N(batch).sum()).sum()
-        if self._spans_generations and self.is_deepspeed_enabled:
-            logger.warning_once(
-                f"loss {self.loss_type!r} is a mean over the survivors of a generation, not of the optimizer step: "
-                "under DeepSpeed that takes steps_per_generation to be a multiple of gradient_accumulation_steps"
-            )
-        if self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch":
-            self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_std
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        # Leans on TRL 1.16 (grpo_trainer.py:1522): a new generation is a new `_buffered_inputs`, a micro-batch an item.
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if self._dropped_R is not None:
-            training = self.model.training
-            batches = self._buffered_inputs if training else [inputs]
-            if not training or batches is not before:
-                window = self.args.gradient_accumulation_steps if training else 1
-                weigh(batches, window, self.accelerator.num_processes, self._sum_over_ranks)
-        return inputs
-
-    @property
-    def _spans_generations(self) -> bool:
-        """Whether an optimizer step means over rows of several generations, whose survivors are known late."""
-        spans = self.args.steps_per_generation % self.args.gradient_accumulation_steps != 0
-        return spans and self.loss_type in ROW_MEAN_LOSSES
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        # Where a step spans generations the gradients are complete here, reduced and not yet clipped.
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self._connection is not None and self.accelerator.sync_gradients:
-            rows, kept = self._step_rows
-            self._step_rows = (0.0, 0.0)
-            if self._spans_generations and not self.is_deepspeed_enabled and 0 < kept < rows:
-                for parameter in model.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(rows / kept)
-        return loss
-
-    def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(values, reduction="sum")
-
-    def _generate(self, prompts: list[Any]) -> Any:
-        # Leans on TRL 1.16 (grpo_trainer.py:2193): called once a batch by `_generate_and_score_completions`, returning
-        # prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images.
-        generated = super()._generate(prompts)
-        if self._connection is not None:
-            _, completion_ids, _, completions, _, extra_fields, _, _ = generated
-            self._submit(prompts, completions, completion_ids, extra_fields)
-        return generated
-
-    def _submit(self, prompts: list[Any], completions: list[Any], ids: list[Any], extra: dict[str, Any]) -> None:
-        assert self._connection is not None
+    def _send(self, prompts: list[Any], generated: Any) -> tuple[Pending, Layout] | None:
+        if self._connection is None:
+            return None
+        _, ids, _, completions, _, extra, _, _ = generated
         group_size = self.num_generations if self._mode == "train" else self.num_generations_eval
         layout = Layout(len(prompts), group_size, self.accelerator.process_index, self.accelerator.num_processes)
         columns_N = [self._row_columns(row, index, extra) for index, row in enumerate(self._inputs)]
@@ -263,7 +186,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
         }
         self._submissions += 1
         timeout_s = setting(self.args, "reward_timeout_s")
-        self._pending = (submit(self._connection.client, groups, timeout_s=timeout_s), layout)
+        return submit(self._connection.client, groups, timeout_s=timeout_s), layout
 
     def _row_columns(self, row: dict[str, Any], index: int, extra: dict[str, Any]) -> dict[str, Any]:
         """A row's columns as TRL hands them to reward functions: the dataset's, and what a rollout function added."""
@@ -324,10 +247,6 @@ class RemoteGRPOTrainer(GRPOTrainer):
         self._record(outcome)
         return outcome
 
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
     def _record(self, outcome: Outcome) -> None:
         metrics = self._metrics[self._mode]
         metrics["reward/latency_s"].append(outcome.latency_s)
@@ -340,6 +259,7 @@ class RemoteGRPOTrainer(GRPOTrainer):
             self._pending_metrics[name].extend(values)
         for name, values in outcome.extra_N().items():
             self._pending_extra_logs[name].extend(values)
+        assert self._empty_steps is not None
         metrics["reward/steps_without_update"] = [self._empty_steps.count]
 
     def _accept_or_refuse_change(self) -> None:
@@ -359,58 +279,6 @@ class RemoteGRPOTrainer(GRPOTrainer):
         if self.args.reward_weights is None:
             weights = [now["scorers"][scorer.name]["weight"] for scorer in connection.scorers]
             self.reward_weights[self._remote] = torch.tensor(weights)
-
-    # ---------------------------------------------------------------------------------------------------------- KL term
-
-    @contextlib.contextmanager
-    def _without_reference_model(self, args: Any) -> Iterator[None]:
-        """Inside, `args.beta` is 0 if the anchor is the old policy: TRL then makes no reference model.
-
-        Leans on TRL 1.16 (grpo_trainer.py:957): `beta == 0.0` is what decides. Afterwards `self.beta` stays 0 but for
-        the loss, so that no reference log-probabilities are computed either.
-        """
-        if setting(args, "kl_anchor") != "old":
-            yield
-            return
-        self._kl_beta, args.beta = args.beta, 0.0
-        try:
-            yield
-        finally:
-            args.beta = self._kl_beta
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        inputs, beta = self._weighted(*self._anchored(inputs))
-        before, self.beta = self.beta, beta
-        try:
-            return super()._compute_loss(model, inputs)
-        finally:
-            self.beta = before
-
-    def _anchored(self, inputs: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        """The batch with its anchor's log-probabilities, and the weight of the KL term."""
-        if not self._kl_beta:
-            return inputs, self.beta
-        if "old_per_token_logps" in inputs:
-            return {**inputs, "ref_per_token_logps": inputs["old_per_token_logps"]}, self._kl_beta
-        # TRL leaves them out where the policy that samples is the one that is updated: the term is zero, and so is its
-        # gradient, 1 - π_old/π_θ.
-        self._metrics[self._mode]["kl"].append(0.0)
-        return inputs, 0.0
-
-    def _weighted(self, inputs: dict[str, Any], beta: float) -> tuple[dict[str, Any], float]:
-        """The batch in which each surviving row weighs what makes the loss a mean over survivors (see `survivors`)."""
-        weight = inputs.get(ROW_WEIGHT, 1.0)
-        if self._connection is not None and self.model.training:
-            last = self.accelerator.sync_gradients
-            self._empty_steps.before_backward(weight != 0.0, self.optimizer, last, self.is_deepspeed_enabled)
-            here = float(len(inputs["advantages"]) * self.accelerator.num_processes)
-            rows, kept = self._step_rows
-            self._step_rows = (rows + here, kept + inputs.get(SURVIVORS, here))
-            if self._spans_generations and not self.is_deepspeed_enabled:
-                weight = 1.0  # `training_step` weighs the whole step
-        if weight == 1.0 or self.loss_type not in ROW_MEAN_LOSSES:
-            return inputs, beta
-        return {**inputs, "advantages": inputs["advantages"] * weight}, beta * weight
 
     # ------------------------------------------------------------------------------------------- stopping and resuming
 

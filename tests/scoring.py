@@ -78,3 +78,9 @@ def flaky(completions: list[Any], **_: Any) -> list[float]:
     if any(zlib.crc32(text_of(x).encode()) % 10 < 3 for x in completions):
         raise RuntimeError("this completion is unlucky")
     return vowels(completions)
+
+
+def signal_in_half(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+    """Groups of prompts that end in an even digit are all alike: half of them carry no signal."""
+    scores = vowels(completions)
+    return [score if int(text_of(p)[-1]) % 2 else 1.0 for p, score in zip(prompts, scores, strict=True)]

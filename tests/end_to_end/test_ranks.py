@@ -32,8 +32,12 @@ ARGS = {
     "activation_checkpointing": False,
     "ddp_timeout": 120,
     "reward_timeout_s": 60.0,
+    "token_batches": False,  # its own tests, in test_step_exactness.py, are up to rounding
 }
-_OURS = {"reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure", "max_failure_rate"}
+OURS = {
+    *("reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure", "max_failure_rate"),
+    *("token_batches", "padding_free", "shared_prefix", "max_tokens_per_micro_batch", "score_ahead"),
+}
 
 Serve = Callable[..., Any]
 Weights = dict[str, torch.Tensor]
@@ -43,7 +47,7 @@ def run_all(folder: Path, accelerate: str, **specs: dict[str, Any]) -> tuple[int
     """Runs the ranks to their end, one spec after another; the exit code and what they printed."""
     for spec in specs.values():
         ours = {**ARGS, **spec.get("args", {})}
-        stock = {key: value for key, value in ours.items() if key not in _OURS}
+        stock = {key: value for key, value in ours.items() if key not in OURS}
         spec["args"] = stock if spec["trainer"] == "stock" else ours
     return launch(accelerate, "ranks.py", folder, **specs)
 
@@ -102,7 +106,7 @@ def test_a_group_that_straddles_ranks_is_scored_whole_and_once_with_the_advantag
                 "num_generations": generations,
                 "max_steps": 2,
             }
-            specs[name] = {"trainer": "remote", "model": tiny_model, "args": args, "fixed_rollout": True}
+            specs[name] = {"trainer": "remote", "model": tiny_model, "args": args, "rollout": "fixed"}
         train(tmp_path / str(ranks), accelerate, **specs)
     for name, (_, _, generations) in STRADDLING.items():
         one, two = (result(tmp_path / str(ranks) / name)[1]["batches"] for ranks in (1, 2))
