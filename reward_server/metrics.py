@@ -32,10 +32,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from reward_server.addresses import TCP, parse_address
-from reward_server.config import MetricsConfig, ServerConfig
+from reward_server.config import MetricsConfig
 from reward_server.errors import ConfigError
 from reward_server.results import Timed
-from reward_server.security import Security
 
 prometheus_client.disable_created_metrics()  # a second series for each counter, with the time that it began at
 
@@ -168,11 +167,15 @@ class Metrics:
         return shared_registry() if _is_shared() else self._registry
 
 
-def shared_registry(folder: str | None = None) -> CollectorRegistry:
-    """The sums over every process that writes to `folder`, PROMETHEUS_MULTIPROC_DIR if it is not given: for the page
-    of a supervisor, which need not be one of them."""
+def shared_registry(folder: str | None = None, refresh: Callable[[], None] | None = None) -> CollectorRegistry:
+    """The sums over all processes that write to the folder, PROMETHEUS_MULTIPROC_DIR if unsaid: a supervisor's page.
+
+    `refresh` has the processes take over what has been counted in them since the last time.
+    """
     registry = CollectorRegistry(support_collectors_without_names=True)
-    MultiProcessCollector(registry, folder)
+    if refresh is not None:
+        registry.register(_BeforeAPage(refresh))
+    MultiProcessCollector(registry, path=folder)
     return registry
 
 
@@ -247,15 +250,6 @@ class MetricsPage:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-
-
-def page_of(config: ServerConfig, security: Security, registry: CollectorRegistry) -> MetricsPage | None:
-    """The page that a configuration asks for, if it does. Raises ConfigError for an address that cannot be."""
-    if config.metrics is None:
-        return None
-    page = MetricsPage(config.metrics, registry)
-    security.refuse_exposed_page(page.address, config.metrics.allow_insecure)
-    return page
 
 
 def page_address(config: MetricsConfig) -> TCP:

@@ -26,7 +26,7 @@ import grpc.aio
 from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
-from reward_server.metrics import Metrics, page_of
+from reward_server.metrics import CollectorRegistry, Metrics, MetricsPage
 from reward_server.processes import ended, killed_after
 from reward_server.quotas import Quotas
 from reward_server.records import Records
@@ -185,6 +185,15 @@ class RewardServer:
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         if self._config.reflection:
             reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+def page_of(config: ServerConfig, security: Security, registry: CollectorRegistry) -> MetricsPage | None:
+    """The page that the configuration asks for, not yet open. Raises ConfigError for an address that is not safe."""
+    if config.metrics is None:
+        return None
+    page = MetricsPage(config.metrics, registry)
+    security.refuse_exposed_page(page.address, config.metrics.allow_insecure)
+    return page
 
 
 # Time to end its workers by itself once its parent is gone.

@@ -23,7 +23,7 @@ ALLOWED = {
     "reward_server/workers.py": {"scorers", "types", "errors", "worker_process", "results", "processes", "fair"},
     "reward_server/fair.py": set(),
     "reward_server/tracing.py": set(),
-    "reward_server/metrics.py": {"addresses", "config", "errors", "results", "security"},
+    "reward_server/metrics.py": {"addresses", "config", "errors", "results"},
     "reward_server/records.py": {"config", "errors", "types"},
     "reward_server/logs.py": set(),
 }
