@@ -81,8 +81,8 @@ class RewardServer:
         self._addresses = [parse_address(text) for text in config.listen]
         self._security = Security(config)
         self._security.refuse_exposed(self._addresses)
-        self._metrics = Metrics()
-        self._page = page_of(config, self._security, self._metrics.registry())
+        self.metrics = Metrics()
+        self._page = page_of(config, self._security, self.metrics.registry())
         self._records: Records | None = None
         self._scorers = ScorerSet(config)
         self.metrics_url: str | None = None
@@ -120,7 +120,7 @@ class RewardServer:
             if self._page is not None:
                 self.metrics_url = self._page.open()
             if self._config.records is not None:
-                self._records = Records(self._config.records, self._metrics.recorded)
+                self._records = Records(self._config.records, self.metrics.recorded)
             if await _until(self._asked, self._scorers.load()) is _CUT_SHORT:
                 return False
             await self._listen()
@@ -167,8 +167,8 @@ class RewardServer:
         limits = self._config.limits
         admission = Admission(limits.max_queued_completions, limits.max_queued_bytes)
         quotas = Quotas(self._config.quotas)
-        self._metrics.follow(self._scorers.counters)  # now that they are loaded: a page is made in another thread
-        self._service = RewardService(self._scorers, self._security, admission, self._metrics, quotas, self._records)
+        self.metrics.follow(self._scorers.counters)  # now that they are loaded: a page is made in another thread
+        self._service = RewardService(self._scorers, self._security, admission, self.metrics, quotas, self._records)
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
