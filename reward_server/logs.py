@@ -21,22 +21,14 @@ call: ContextVar[dict[str, Any] | None] = ContextVar("call", default=None)
 
 FORMATS = ("text", "json")
 _TEXT = "%(asctime)s %(levelname)s %(message)s"
-_TEXT_OF_SEVERAL = "%(asctime)s %(levelname)s %(process)d %(message)s"
 
 
-def set_up(kind: str, level: str | int, is_of_several: bool = False) -> None:
-    """Logs to standard error from now on: ours from `level` on, others' warnings; with the process, if it is one of
-    several that do."""
+def set_up(kind: str, level: str) -> None:
+    """Logs to standard error from now on: ours from `level` on, others' warnings."""
     handler = logging.StreamHandler()
-    text = logging.Formatter(_TEXT_OF_SEVERAL if is_of_several else _TEXT)
-    handler.setFormatter(JSONFormatter() if kind == "json" else text)
+    handler.setFormatter(JSONFormatter() if kind == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("reward_server").setLevel(level.upper() if isinstance(level, str) else level)
-
-
-def is_json() -> bool:
-    """Whether this process logs as JSON, for the processes that it starts."""
-    return any(isinstance(handler.formatter, JSONFormatter) for handler in logging.getLogger().handlers)
+    logging.getLogger("reward_server").setLevel(level.upper())
 
 
 class JSONFormatter(logging.Formatter):
