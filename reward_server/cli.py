@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reward_server import __version__, shell
+from reward_server import __version__, logs, shell
 from reward_server.client import ClientTLS, RewardClient
 from reward_server.config import ServerConfig, config_from_text, load_config
 from reward_server.errors import RewardServerError
@@ -59,6 +58,9 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--drain-grace-s", type=float, metavar="S", help="seconds that calls get to finish at the end")
     serve.add_argument("--insecure", action="store_true", help="listen beyond this machine without TLS or credentials")
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    serve.add_argument(
+        "--log-format", choices=logs.FORMATS, default="text", help="json: an object a line, with the call's ids"
+    )
     serve.add_argument("--exit-with-parent", type=int, metavar="PID", help="end when this process does")
     serve.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here: endpoints, or the error")
 
@@ -123,8 +125,7 @@ def _client(args: argparse.Namespace) -> RewardClient:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("reward_server").setLevel(args.log_level.upper())
+    logs.set_up(args.log_format, args.log_level)
     try:
         config = _with_arguments(read_config(args.config), args)
         return run(config, lambda server: _announce(server, args.ready_fd), args.exit_with_parent)
@@ -146,11 +147,14 @@ def _with_arguments(config: ServerConfig, args: argparse.Namespace) -> ServerCon
 
 def _announce(server: RewardServer, ready_fd: int | None) -> None:
     if ready_fd is not None:
-        _write_line(ready_fd, {"endpoints": server.endpoints, "config_digest": server.info.config_digest})
+        ready = {"endpoints": server.endpoints, "config_digest": server.info.config_digest}
+        _write_line(ready_fd, ready | ({"metrics": server.metrics_url} if server.metrics_url else {}))
         return
     print(f"serving {len(server.info.scorers)} scorers, configuration {server.info.config_digest[:12]}")
     for info in server.info.scorers:
         print(f"  {shell.describe(info)}")
+    if server.metrics_url:
+        print(f"metrics at {server.metrics_url}")
     print(f"on {', '.join(server.endpoints)}", flush=True)
 
 

@@ -26,7 +26,10 @@ import grpc.aio
 from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
+from reward_server.metrics import CollectorRegistry, Metrics, MetricsPage
 from reward_server.processes import ended, killed_after
+from reward_server.quotas import Quotas
+from reward_server.records import Records
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
 from reward_server.service import SERVICE_NAME, RewardService
@@ -53,9 +56,19 @@ _OPTIONS = (
     # limits.max_group_bytes is ours to enforce: the transport's own refusal has the code of a server that is busy.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # By default calls that Python has not taken yet are reset, as CANCELLED, some at random from 1,000 on and all from
+    # 3,000, or after 30 s. A herd of ranks is larger, and it is `admission` that pushes back.
+    ("grpc.server.max_pending_requests", 1 << 20),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+    ("grpc.server_max_unrequested_time_in_server", 3600),
     # Clients ping every 10 s or less often to find a dead connection; by default the second such ping is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # A caller that vanished without a word (its machine or network did) is noticed within 30 s, and its calls end. It
+    # is the ping's own time-out that ends the connection (grpcio 1.85): 60 s by default, whatever keepalive's says.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
 )
 
 
@@ -68,7 +81,12 @@ class RewardServer:
         self._addresses = [parse_address(text) for text in config.listen]
         self._security = Security(config)
         self._security.refuse_exposed(self._addresses)
+        self.metrics = Metrics()
+        self._page = page_of(config, self._security, self.metrics.registry())
+        self._records: Records | None = None
         self._scorers = ScorerSet(config)
+        self.metrics_url: str | None = None
+        """Where Prometheus reads, with the real port. None before startup, and without a page."""
         self._bound: list[tuple[Any, str]] = []
         self._health: Any = None
         self._grpc: grpc.aio.Server | None = None
@@ -99,6 +117,10 @@ class RewardServer:
         try:
             for address in self._addresses:
                 address.check()  # a model's loading takes minutes, and a taken port is known now
+            if self._page is not None:
+                self.metrics_url = self._page.open()
+            if self._config.records is not None:
+                self._records = Records(self._config.records, self.metrics.recorded)
             if await _until(self._asked, self._scorers.load()) is _CUT_SHORT:
                 return False
             await self._listen()
@@ -136,11 +158,17 @@ class RewardServer:
         for address, _ in self._bound:
             address.release()
         self._bound.clear()
+        if self._records is not None:
+            await asyncio.to_thread(self._records.close)
+        if self._page is not None:
+            await asyncio.to_thread(self._page.close)  # it waits for half a second
 
     async def _listen(self) -> None:
         limits = self._config.limits
         admission = Admission(limits.max_queued_completions, limits.max_queued_bytes)
-        self._service = RewardService(self._scorers, self._security, admission)
+        quotas = Quotas(self._config.quotas)
+        self.metrics.follow(self._scorers.counters)  # now that they are loaded: a page is made in another thread
+        self._service = RewardService(self._scorers, self._security, admission, self.metrics, quotas, self._records)
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
@@ -155,7 +183,17 @@ class RewardServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if self._config.reflection:
+            reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+def page_of(config: ServerConfig, security: Security, registry: CollectorRegistry) -> MetricsPage | None:
+    """The page that the configuration asks for, not yet open. Raises ConfigError for an address that is not safe."""
+    if config.metrics is None:
+        return None
+    page = MetricsPage(config.metrics, registry)
+    security.refuse_exposed_page(page.address, config.metrics.allow_insecure)
+    return page
 
 
 # Time to end its workers by itself once its parent is gone.
