@@ -68,9 +68,9 @@ def running(answer: Callable[[Asked], Any]) -> Iterator[FakeEngine]:
 
 
 @contextmanager
-def serving(engine: FakeEngine, port: int) -> Iterator[None]:
-    """The engine on a server of its own, which is down before and after."""
-    server, thread, _ = _serve(engine.handle, "/{path:path}", port)
+def serving(engine: FakeEngine, port: int, **tls: str) -> Iterator[None]:
+    """The engine on a server of its own, which is down before and after; uvicorn's ssl_certfile and ssl_keyfile."""
+    server, thread, _ = _serve(engine.handle, "/{path:path}", port, **tls)
     try:
         yield
     finally:
@@ -92,10 +92,10 @@ def _shared() -> tuple[str, dict[str, FakeEngine]]:
     return f"http://127.0.0.1:{port}", engines
 
 
-def _serve(handle: Any, path: str, port: int = 0) -> tuple[uvicorn.Server, threading.Thread, int]:
+def _serve(handle: Any, path: str, port: int = 0, **tls: str) -> tuple[uvicorn.Server, threading.Thread, int]:
     listener = socket.create_server(("127.0.0.1", port))
     app = Starlette(routes=[Route(path, handle, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1, **tls))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     return server, thread, listener.getsockname()[1]

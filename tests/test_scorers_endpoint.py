@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -276,11 +278,37 @@ async def test_an_engine_that_is_down_is_tried_until_the_deadline_and_found_when
     (down,) = await scores(make(f"http://127.0.0.1:{port}", timeout_s=1), make_group(["a"]))
     assert down.status is Status.FAILED
     assert "given up at attempt" in down.message
+    assert "onnect" in down.message  # the system's own words
     async with loaded(make(f"http://127.0.0.1:{port}")) as scorer:
         asking = asyncio.ensure_future(scorer.score(make_group(["a"], prompt="")))  # type: ignore[arg-type]
         await asyncio.sleep(0.3)
         with serving(FakeEngine(classify), port):
             assert (await asking).scores[0].value == 1.5
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, str]:
+    """One for 127.0.0.1 that is signed by nobody but itself, as uvicorn is told of it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command makes the certificate, and is not here")
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout key -out cert -subj /CN=x"
+    command = ["openssl", *new.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=30)
+    return {"ssl_certfile": str(tmp_path / "cert"), "ssl_keyfile": str(tmp_path / "key")}
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(
+    certificate: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with serving(FakeEngine(classify), port, **certificate):
+        (refused,) = await scores(make(f"https://127.0.0.1:{port}"), make_group(["a"], prompt=""))
+        monkeypatch.setenv("SSL_CERT_FILE", certificate["ssl_certfile"])
+        (trusted,) = await scores(make(f"https://127.0.0.1:{port}"), make_group(["a"], prompt=""))
+    assert refused.status is Status.FAILED
+    assert "CERTIFICATE_VERIFY_FAILED" in refused.message
+    assert "attempt" not in refused.message
+    assert trusted.value == 1.5
 
 
 async def test_a_group_whose_caller_is_gone_hangs_up_so_that_the_engine_can_stop() -> None:

@@ -63,6 +63,9 @@ class EndpointOptions(EngineOptions):
         32, ge=1, description="Most completions in a request; TEI refuses more than its --max-client-batch-size (32)."
     )
     concurrency: int = Field(64, ge=1, description="Most groups whose requests are out at once.")
+    deterministic: bool = Field(
+        False, description="The engine always serves the same weights here, so that its scores may be cached."
+    )
 
     @model_validator(mode="after")
     def _fits_the_api(self) -> EndpointOptions:
@@ -82,6 +85,7 @@ class EndpointScorer(EngineScorer[EndpointOptions]):
 
     def __init__(self, options: EndpointOptions):
         super().__init__(options)
+        self.deterministic = options.deterministic
         self._api: _Api = _APIS[options.api](options)
 
     @property

@@ -233,7 +233,7 @@ class Engine:
         try:
             response = await self._client.post(url, content=content, headers=headers)
         except self._httpx.TransportError as error:
-            reason = self._key.redacted(str(error)) or type(error).__name__
+            reason = self._key.redacted(_reason(error))
             kind = MisconfiguredError if "CERTIFICATE_VERIFY_FAILED" in reason else UnreachableError
             raise kind(f"{url}: {reason}") from error
         except self._httpx.HTTPError as error:
@@ -268,6 +268,16 @@ class Engine:
             if isinstance(said, dict) and key in said:
                 said = said[key]
         return self._key.redacted(" ".join(str(said).split()))[:_LONGEST_EXCERPT]
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said at the bottom of an HTTP client's errors, such as: Connection refused."""
+    said = str(error) or type(error).__name__
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+        if isinstance(error, OSError) and error.strerror:
+            said = error.strerror
+    return said
 
 
 def _pause_s(error: EngineError, attempt: int, deadline: float) -> float:
