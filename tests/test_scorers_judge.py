@@ -177,6 +177,12 @@ async def test_the_rubric_and_other_columns_may_be_each_prompts_own(tmp_path: Pa
     assert message["content"].startswith('be kind; expected: 42 ["a"]')
 
 
+@pytest.mark.parametrize("rubric", [None, "", " ", 5])
+async def test_a_row_without_a_rubric_is_the_callers_to_mend(rubric: Any) -> None:
+    with pytest.raises(InvalidGroupError, match="the column 'how' holds .* where a rubric, as text, was due"):
+        await scores(make("http://127.0.0.1:9", rubric_column="how"), make_group(["a"], columns={"how": rubric}))
+
+
 async def test_the_options_of_a_call_are_sent_as_the_endpoint_knows_them() -> None:
     with running(lambda _: chat('{"score": 3}')) as engine:
         extra = {"max_completion_tokens": 9, "seed": 1}

@@ -219,14 +219,23 @@ class _Prompts:
 
     def question(self, row: int, **judged: int | list[int]) -> Question:
         """With the prompt and columns of a row; `judged` fills gaps of the template with completions, by index."""
-        options, code = self._scorer.options, new_code()
-        rubric = options.rubric if options.rubric_column is None else self._columns[options.rubric_column][row]
+        code = new_code()
         return self._template.messages(
             **self._shared,
-            rubric=str(rubric).strip(),
+            rubric=self._rubric(row),
             prompt=fenced("prompt", self._prompts[row], self._code),
             columns={name: shown(values[row]) for name, values in self._columns.items()},
             **{name: self._fence(name, which, code) for name, which in judged.items()},
+        )
+
+    def _rubric(self, row: int) -> str:
+        options = self._scorer.options
+        rubric = options.rubric if options.rubric_column is None else self._columns[options.rubric_column][row]
+        if isinstance(rubric, str) and rubric.strip():
+            return rubric.strip()
+        raise InvalidGroupError(
+            f"scorer {options.name!r}: the column {options.rubric_column!r} holds {rubric!r:.80} where a rubric, as text, "
+            "was due"
         )
 
     def _fence(self, name: str, which: int | list[int], code: str) -> str | list[str]:
