@@ -179,7 +179,7 @@ async def test_the_rubric_and_other_columns_may_be_each_prompts_own(tmp_path: Pa
 
 @pytest.mark.parametrize("rubric", [None, "", " ", 5])
 async def test_a_row_without_a_rubric_is_the_callers_to_mend(rubric: Any) -> None:
-    with pytest.raises(InvalidGroupError, match="the column 'how' holds .* where a rubric, as text, was due"):
+    with pytest.raises(InvalidGroupError, match=r"the column 'how' holds .* where a rubric, as text, was due"):
         await scores(make("http://127.0.0.1:9", rubric_column="how"), make_group(["a"], columns={"how": rubric}))
 
 
@@ -254,6 +254,14 @@ async def test_a_ranking_that_is_no_permutation_fails_the_group(ranking: Any) ->
     with running(lambda _: verdict(ranking=ranking)) as engine:
         scored = await scores(make(engine, mode="listwise"), make_group(["a", "b", "c"]))
     assert [score.status for score in scored] == [Status.FAILED] * 3
+
+
+async def test_a_ranking_that_fails_after_a_sound_one_fails_the_group_all_the_same() -> None:
+    answers = [verdict(ranking=[1, 2, 3]), chat("The first is best.")]
+    with running(lambda _: answers.pop(0)) as engine:
+        scored = await scores(make(engine, mode="listwise", samples=2), make_group(["a", "b", "c"]))
+    assert [score.status for score in scored] == [Status.FAILED] * 3
+    assert "call 2 of 2: the verdict is not one JSON object" in scored[0].message
 
 
 @pytest.mark.parametrize("mode", ["pairwise", "listwise"])

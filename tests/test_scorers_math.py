@@ -97,6 +97,7 @@ def test_the_final_answer_is_the_last_mark_or_else_the_last_number_or_formula(te
         ("42", r"\boxed{{42}}"),
         ("42", r"\boxed{\boxed{42}}"),
         ("42", r"\boxed{42,}"),
+        ("42", r"\boxed{\text{42}}"),
         ("42", r"\boxed 42"),
         ("42", r"\boxed{a = b = 42}"),
         ("42", r"\boxed{42 \text{ more than Tom}}"),

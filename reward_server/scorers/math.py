@@ -209,7 +209,9 @@ def _may_equal(golds: list[Any], value: Any) -> bool:
     from sympy.core.relational import Relational  # type: ignore[import-untyped]  # noqa: PLC0415
 
     sides = [relation.rhs for relation in value.atoms(Relational)] or [value]
-    return all(is_affordable(side) for side in sides) and any(not side.free_symbols for side in sides)
+    # A lone symbol may be a number all the same: \text{5}.
+    are_numbers = [getattr(side, "is_Symbol", False) or not side.free_symbols for side in sides]
+    return any(are_numbers) and all(is_affordable(side) for side in sides)
 
 
 def _parse(answer: str) -> list[Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +126,7 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
         asking = _Prompts(self, group, verdict)
         orders = [random.sample(range(count), count) for _ in range(self.options.samples)]
         answers = await self._ask_all([asking.question(0, completions=order) for order in orders], verdict)
-        if broken := next((_named(answer, index, answers) for index, answer in enumerate(answers)), None):
+        if (broken := _first_failure(answers)) is not None:
             return self._result(failed(count, broken.status, broken.message), answers)
         rankings = [
             [order[number - 1] for number in answer.value]
@@ -234,8 +234,8 @@ class _Prompts:
         if isinstance(rubric, str) and rubric.strip():
             return rubric.strip()
         raise InvalidGroupError(
-            f"scorer {options.name!r}: the column {options.rubric_column!r} holds {rubric!r:.80} where a rubric, as text, "
-            "was due"
+            f"scorer {options.name!r}: the column {options.rubric_column!r} holds {rubric!r:.80} where a rubric, as "
+            "text, was due"
         )
 
     def _fence(self, name: str, which: int | list[int], code: str) -> str | list[str]:
@@ -254,21 +254,21 @@ class _Prompts:
                 )
 
 
-def _mean(answers: Sequence[Answer | Score], value_of: Any) -> Score:
+def _mean(answers: Sequence[Answer | Score], value_of: Callable[[Any], float]) -> Score:
     """The mean of the verdicts, or the first failure among them."""
-    for index, answer in enumerate(answers):
-        if (broken := _named(answer, index, answers)) is not None:
-            return broken
+    if (broken := _first_failure(answers)) is not None:
+        return broken
     values = [value_of(answer.value) for answer in answers if isinstance(answer, Answer)]
     return Score(Status.OK, float(sum(values) / len(values)))
 
 
-def _named(answer: Answer | Score, index: int, answers: Sequence[Answer | Score]) -> Score | None:
-    """A failure, with the sample that it befell; None if it is none."""
-    if isinstance(answer, Answer):
-        return None
-    which = f"call {index + 1} of {len(answers)}: " if len(answers) > 1 else ""
-    return Score(answer.status, message=f"{which}{answer.message}")
+def _first_failure(answers: Sequence[Answer | Score]) -> Score | None:
+    """The first answer that is none, with the call that it befell."""
+    for index, answer in enumerate(answers):
+        if isinstance(answer, Score):
+            which = f"call {index + 1} of {len(answers)}: " if len(answers) > 1 else ""
+            return Score(answer.status, message=f"{which}{answer.message}")
+    return None
 
 
 def _part(
