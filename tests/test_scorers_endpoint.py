@@ -1,6 +1,6 @@
 """The scorer `endpoint`: what vLLM and TEI are asked, and what becomes of each way in which they fail.
 
-Answers have the shapes of vLLM 0.15 (vllm/entrypoints/pooling) and TEI 1.8 (router/src/http).
+Answers have the shapes of vLLM (vllm/entrypoints/pooling) and TEI (router/src/http), as of late 2026.
 """
 
 from __future__ import annotations

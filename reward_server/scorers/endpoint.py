@@ -6,10 +6,10 @@ Owns what the engines' three APIs are asked and how their answers are read. HTTP
     vllm_score      POST /score      {"text_1": prompt, "text_2": [completion, …]}  data[].index, data[].score
     tei_predict     POST /predict    {"inputs": [[text], …] or [[prompt, completion], …]}   [[{"label", "score"}, …], …]
 
-(vLLM 0.15: vllm/entrypoints/pooling; TEI 1.8: router/src/http.) The completions of a group go in one request, up to
-`batch_size`. A request that the engine refuses is halved until the completion that it is about stands alone: that one
-is FAILED with the engine's words, the others get their scores. Text is what TRL gives a reward model: prompt and
-completion in one, or messages through the model's chat template, which is vLLM's to apply. The score is the logit.
+(As of late 2026, from vllm/entrypoints/pooling and TEI's router/src/http.) The completions of a group go in one
+request, up to `batch_size`. A request that the engine refuses is halved until the completion that it is about stands
+alone: that one is FAILED with the engine's words, the others get their scores. Text is what TRL gives a reward model:
+prompt and completion in one, or messages through the model's chat template, which is vLLM's to apply.
 
 Legend: G completions of a group.
 """
@@ -42,7 +42,9 @@ class EndpointOptions(EngineOptions):
         "for tei_predict.",
     )
     activation: bool = Field(
-        False, description="Take the score through the model's sigmoid or softmax; unset it is the logit, as in TRL."
+        False,
+        description="Take the score through the model's sigmoid or softmax; unset it is the logit, as in TRL. vLLM is "
+        "told by use_activation, which old versions pass over: there see --override-pooler-config.",
     )
     pair: bool = Field(
         False,
