@@ -408,6 +408,7 @@ def test_a_missing_key_is_named_when_the_server_starts(tmp_path: Path, monkeypat
     ("options", "problem"),
     [
         ({"url": "vllm:8000"}, "is no http:// or https:// URL"),
+        ({"url": "http://host:99999"}, "port out of range"),
         ({"url": f"http://user:{KEY}@host"}, "put a key into api_key_env"),
         ({"url": f"http://host/?key={KEY}"}, "put a key into api_key_env"),
         ({"api_key_env": "A", "api_key_file": "b"}, "exclude each other"),

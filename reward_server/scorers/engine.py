@@ -127,7 +127,7 @@ class EngineOptions(ScorerOptions):
                 "the URL carries more than scheme, host, port and path, which would show in logs; put a key into "
                 "api_key_env or api_key_file"
             )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # or it raises, beyond 65535
             raise ValueError(f"{url!r:.80} is no http:// or https:// URL; write it as http://host:8000")
         return url.rstrip("/")
 
