@@ -325,6 +325,7 @@ async def test_a_group_whose_caller_is_gone_hangs_up_so_that_the_engine_can_stop
     "answer",
     [
         Response("not json"),
+        pytest.param(Response("[" * 100_000), id="deep"),
         [],
         {"data": "no"},
         {"data": []},

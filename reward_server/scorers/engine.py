@@ -242,7 +242,7 @@ class Engine:
             raise self._failure(url, response)
         try:
             return response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AnswerError(f"{url}: the answer is not JSON: {self._excerpt(response)}") from error
 
     def _failure(self, url: str, response: Any) -> EngineError:
@@ -262,7 +262,7 @@ class Engine:
     def _excerpt(self, response: Any) -> str:
         """The engine's own words: OpenAI's and vLLM's error.message, TEI's error, or the beginning of what it said."""
         said: Any = response.text
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             said = json.loads(said)
         for key in ("error", "message"):
             if isinstance(said, dict) and key in said:
