@@ -165,14 +165,14 @@ async def test_one_malformed_sample_fails_its_completion_and_no_other() -> None:
 
 async def test_the_rubric_and_other_columns_may_be_each_prompts_own(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
-        "user: |\n  {{ rubric }}; expected: {{ columns.answer }} {{ columns['tags'] }}\n"
+        "user: |\n  {{ rubric }}; expected: {{ columns.items }} {{ columns['my tags'] }}\n"
         "  {{ prompt }}\n  {{ completion }}\n  {{ form }}\n"
     )
-    columns = {"answer": "42", "tags": ["a"], "how": "be kind"}
+    columns = {"items": "42", "my tags": ["a"], "how": "be kind"}
     with running(grades_good) as engine:
         scorer = make(engine, tmp_path, template="mine.yaml", rubric_column="how")
         assert values(await scores(scorer, make_group(["good"], columns=columns))) == [1 / 9]
-    assert scorer.required_columns == ("how", "answer", "tags")
+    assert scorer.required_columns == ("how", "items", "my tags")
     (message,) = engine.asked[0].body["messages"]
     assert message["content"].startswith('be kind; expected: 42 ["a"]')
 

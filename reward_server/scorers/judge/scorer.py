@@ -14,6 +14,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from reward_server.errors import InvalidGroupError
@@ -224,7 +225,8 @@ class _Prompts:
             **self._shared,
             rubric=self._rubric(row),
             prompt=fenced("prompt", self._prompts[row], self._code),
-            columns={name: shown(values[row]) for name, values in self._columns.items()},
+            # No dict, in which Jinja would find `items` and `keys` before a column of that name.
+            columns=SimpleNamespace(**{name: shown(values[row]) for name, values in self._columns.items()}),
             **{name: self._fence(name, which, code) for name, which in judged.items()},
         )
 
