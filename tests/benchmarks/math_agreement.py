@@ -1,11 +1,12 @@
 r"""How often the scorer `math` agrees with what is known: real GSM8K answers, written rightly and wrongly in many ways.
 
-    python tests/benchmarks/math_agreement.py --data path/to/gsm8k.jsonl [--rows 500] [--show 5]
+    python tests/benchmarks/math_agreement.py [--data path/to/gsm8k.jsonl] [--rows 500] [--show 5]
 
-DATA is JSONL with `question` and `answer`, the number behind `####`, as openai/grade-school-math has it. Of each row's
-number every form below is made, right ones that must score 1 and wrong ones that must score 0, and the share that does
-is printed, with the disagreements. "the solution without its mark" is the one form whose truth is not known: it asks
-how often the last number of a human's reasoning is the answer, which is what a policy is paid for without a mark.
+DATA is JSONL with `question` and `answer`, the number behind `####`, as openai/grade-school-math has it; a few made-up
+rows stand in for it. Of each row's number every form below is made, right ones that must score 1 and wrong ones that
+must score 0, and the share that does is printed, with the disagreements. "the solution without its mark" is the one
+form whose truth is not known: it asks how often the last number of a human's reasoning is the answer, which is what a
+policy is paid for without a mark.
 """
 
 from __future__ import annotations
@@ -112,6 +113,11 @@ def read(path: Path, count: int) -> list[Row]:
     return [Row(row["question"], row["answer"], row["answer"].rpartition("####")[2].strip()) for row in rows]
 
 
+def made_up() -> list[Row]:
+    numbers = (0, 3, 18, 72, 540, 1080, 25_000, 1_234_567)
+    return [Row("", f"{n} + 1 = <<{n}+1={n + 1}>>{n + 1}, less 1 is {n}.\n#### {n:,}", f"{n:,}") for n in numbers]
+
+
 def values(scorer: Any, rows: list[Row], write: Write) -> list[float | None]:
     """The gold answer is GSM8K's whole solution, as the dataset has it."""
     completions = tuple(Completion(write(row), columns={"answer": row.solution}) for row in rows)
@@ -133,11 +139,11 @@ def report(scorer: Any, rows: list[Row], forms: dict[str, Write], expected: floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="JSONL of GSM8K")
+    parser.add_argument("--data", type=Path, help="JSONL of GSM8K")
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--show", type=int, default=3, help="disagreements of each form to list")
     args = parser.parse_args()
-    rows = read(args.data, args.rows)
+    rows = made_up() if args.data is None else read(args.data, args.rows)
     scorer = build(parse_options({"type": "math", "name": "correct"}))
     scorer.load()
     began = time.perf_counter()
