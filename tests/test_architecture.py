@@ -98,8 +98,8 @@ def test_the_plugin_sees_of_the_server_only_client_launch_supervise_types_and_er
 
 
 @pytest.mark.parametrize("module", ["reward_server.client", "reward_server.launch", "grpo_plugin", "grpo_plugin.cli"])
-def test_the_light_part_loads_neither_torch_nor_trl(module: str) -> None:
-    heavy = ("torch", "trl", "transformers", "opentelemetry", "prometheus_client")
+def test_the_light_part_loads_neither_torch_nor_trl_nor_httpx(module: str) -> None:
+    heavy = ("torch", "trl", "transformers", "opentelemetry", "prometheus_client", "httpx")
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"

@@ -137,8 +137,9 @@ class Scorer(ABC, Generic[OptionsT]):
     def score(self, group: Group) -> Result | Awaitable[Result]:
         """Scores one group. May raise: the service turns that into FAILED for all G completions."""
 
-    def close(self) -> None:
-        """Frees what `load` took."""
+    def close(self) -> Awaitable[None] | None:
+        """Frees what `load` took. May be async where it runs on the event loop."""
+        return None
 
 
 def text_of(content: Content) -> str:
