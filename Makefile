@@ -17,8 +17,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/grpo quickstart
 
+# Two processes of tests: half of a test's time is waiting for something that it started.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The tests that need no trainer and no subprocess ranks: seconds, for while you work.
 test-fast: setup
