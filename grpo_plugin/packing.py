@@ -41,7 +41,7 @@ IGNORED = -100  # the label of a token that is not scored, as in TRL and transfo
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens [start, end), which look at themselves causally and at all of the segment `before`, if there is one."""
+    """Tokens [start, end), which look at themselves causally and, if it is given, at all of the segment `before`."""
 
     start: int
     end: int
@@ -247,21 +247,23 @@ def _attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    # Split, not sliced: the backward of a slice fills a tensor as long as the whole.
+    lengths = [part.end - part.start for part in segments.parts]
+    queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
+    number = {(part.start, part.end): index for index, part in enumerate(segments.parts)}
     outputs = []
-    for part in segments.parts:
-        q, k, v = query[:, :, part.start : part.end], _seen(key, part), _seen(value, part)
+    for index, part in enumerate(segments.parts):
+        k, v = keys[index], values[index]
+        if part.before is not None:
+            prefix = number[part.before]
+            k, v = torch.cat([keys[prefix], k], dim=2), torch.cat([values[prefix], v], dim=2)
         mask = _mask(part, sliding_window, query.device)
         outputs.append(
             functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                queries[index], k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
-
-
-def _seen(values: torch.Tensor, part: Segment) -> torch.Tensor:
-    own = values[:, :, part.start : part.end]
-    return own if part.before is None else torch.cat([values[:, :, slice(*part.before)], own], dim=2)
 
 
 def _mask(part: Segment, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
