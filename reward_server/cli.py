@@ -58,6 +58,9 @@ def _add_serve(commands: Any) -> None:
     )
     serve.add_argument("--drain-grace-s", type=float, metavar="S", help="seconds that calls get to finish at the end")
     serve.add_argument("--insecure", action="store_true", help="listen beyond this machine without TLS or credentials")
+    serve.add_argument(
+        "--sample", metavar="FILE", help="as for check: what a configuration is tested with that is loaded on SIGHUP"
+    )
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     serve.add_argument("--exit-with-parent", type=int, metavar="PID", help="end when this process does")
     serve.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here: endpoints, or the error")
@@ -127,7 +130,9 @@ def _serve(args: argparse.Namespace) -> int:
     logging.getLogger("reward_server").setLevel(args.log_level.upper())
     try:
         config = _with_arguments(read_config(args.config), args)
-        return run(config, lambda server: _announce(server, args.ready_fd), args.exit_with_parent)
+        sample = shell.sample_of_file(args.sample) if args.sample else None
+        reread = None if args.config == "-" else lambda: _with_arguments(read_config(args.config), args)
+        return run(config, lambda server: _announce(server, args.ready_fd), args.exit_with_parent, reread, sample)
     except RewardServerError as error:
         if args.ready_fd is None:
             raise

@@ -1,13 +1,14 @@
-"""The life of a server: startup, serve, drain, shutdown; signals, health, and ending with a parent.
+"""The life of a server: startup, serve, reload, drain, shutdown; signals, health, and ending with a parent.
 
 Owns the process's event loop, the grpc.aio server and the order in which things begin and end. What becomes of a call
-is `service`'s, what becomes of a group `scoring`'s.
+is `service`'s, what becomes of a group `scoring`'s, what a reload is worth `reload`'s.
 
     exit_code = run(config, announce=print)
 
     server = RewardServer(config)
     await server.startup()        loads scorers, binds, is healthy
     await server.serve()          until ask_to_stop()
+        server.switch(await server.prepare(other_config))
     finished = await server.drain()
     await server.shutdown()
 """
@@ -19,6 +20,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -26,11 +28,14 @@ import grpc.aio
 from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
+from reward_server.errors import RewardServerError
 from reward_server.processes import ended, killed_after
+from reward_server.reload import CurrentScorers, Requests, loaded_and_tested, needs_restart
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
 from reward_server.service import SERVICE_NAME, RewardService
-from reward_server.types import ServerInfo
+from reward_server.threads import in_thread
+from reward_server.types import Group, ServerInfo
 
 try:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -59,16 +64,29 @@ _OPTIONS = (
 )
 
 
-class RewardServer:
-    """One server of one configuration."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration that is loaded beside the one that serves."""
 
-    def __init__(self, config: ServerConfig):
-        """Raises ConfigError for credentials that cannot be used and addresses that are none or not safe."""
+    config: ServerConfig
+    scorers: ScorerSet
+
+
+class RewardServer:
+    """One server, of one configuration at a time."""
+
+    def __init__(self, config: ServerConfig, sample: Group | None = None):
+        """`sample` is what another configuration is tested with before it takes over; None for a made-up one.
+
+        Raises ConfigError for credentials that cannot be used and addresses that are none or not safe.
+        """
         self._config = config
+        self._sample = sample
         self._addresses = [parse_address(text) for text in config.listen]
         self._security = Security(config)
         self._security.refuse_exposed(self._addresses)
-        self._scorers = ScorerSet(config)
+        self._current = CurrentScorers(ScorerSet(config))
+        self._admission = Admission(config.limits.max_queued_completions, config.limits.max_queued_bytes)
         self._bound: list[tuple[Any, str]] = []
         self._health: Any = None
         self._grpc: grpc.aio.Server | None = None
@@ -83,7 +101,7 @@ class RewardServer:
 
     @property
     def info(self) -> ServerInfo:
-        return self._scorers.info
+        return self._current.info
 
     def ask_to_stop(self, at_once: bool = False) -> None:
         """Ends `serve`; asked again, or `at_once`, ends `drain` too."""
@@ -99,7 +117,7 @@ class RewardServer:
         try:
             for address in self._addresses:
                 address.check()  # a model's loading takes minutes, and a taken port is known now
-            if await _until(self._asked, self._scorers.load()) is _CUT_SHORT:
+            if await _until(self._asked, self._current.scorers.load()) is _CUT_SHORT:
                 return False
             await self._listen()
         except BaseException:
@@ -110,6 +128,23 @@ class RewardServer:
     async def serve(self) -> None:
         """Returns when the server is asked to stop."""
         await self._asked.wait()
+
+    async def prepare(self, config: ServerConfig) -> Prepared:
+        """Loads another configuration beside the one that serves, and tests it on a sample.
+
+        Raises ConfigError, ScorerLoadError or InvalidGroupError; then everything that was begun has ended.
+        """
+        Security(config)  # raises for files that the next start could not use
+        return Prepared(config, await loaded_and_tested(config, self._sample))
+
+    def switch(self, prepared: Prepared) -> None:
+        """Has groups scored by what was prepared, each that comes from now on. Those in flight finish on the old."""
+        if fields := needs_restart(self._config, prepared.config):
+            log.warning("%s: what is new there takes effect when the server is started again", ", ".join(fields))
+        limits = prepared.config.limits
+        self._admission.resize(limits.max_queued_completions, limits.max_queued_bytes)
+        self._current.switch(prepared.scorers)
+        self._config = prepared.config
 
     async def drain(self) -> bool:
         """Refuses new calls and lets those in flight finish within the grace. Returns whether all of them did."""
@@ -132,15 +167,13 @@ class RewardServer:
         """Closes the ports, ends the workers, removes socket files. May follow on any state."""
         if self._grpc is not None:
             await self._grpc.stop(_LAST_WORDS_S if self._service is not None and self._service.calls else None)
-        await self._scorers.close()
+        await self._current.close()
         for address, _ in self._bound:
             address.release()
         self._bound.clear()
 
     async def _listen(self) -> None:
-        limits = self._config.limits
-        admission = Admission(limits.max_queued_completions, limits.max_queued_bytes)
-        self._service = RewardService(self._scorers, self._security, admission)
+        self._service = RewardService(self._current, self._security, self._admission)
         self._grpc = grpc.aio.server(options=_OPTIONS)
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
@@ -165,41 +198,69 @@ _ORPHAN_GRACE_S = 3.0
 _LAST_WORDS_S = 0.5
 
 
-def run(config: ServerConfig, announce: Callable[[RewardServer], None], parent_pid: int | None = None) -> int:
+Reread = Callable[[], ServerConfig]
+
+
+def run(
+    config: ServerConfig,
+    announce: Callable[[RewardServer], None],
+    parent_pid: int | None = None,
+    reread: Reread | None = None,
+    sample: Group | None = None,
+) -> int:
     """A server's whole life, in this thread. Returns the exit code: 0 if no call was cut off.
 
     `announce` is called once it takes calls. SIGTERM and SIGINT drain it, a second one stops it at once, as does the
-    end of the parent. Raises ConfigError or ScorerLoadError if it cannot start.
+    end of the parent. SIGHUP has it load what `reread` then returns, test it on the sample and switch to it, or stay
+    with what it has. Raises ConfigError or ScorerLoadError if it cannot start.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
-        return runner.run(_live(config, announce, parent_pid))
+        return runner.run(_live(RewardServer(config, sample), announce, parent_pid, reread))
 
 
-async def _live(config: ServerConfig, announce: Callable[[RewardServer], None], parent_pid: int | None) -> int:
-    server = RewardServer(config)
-    async with _stopped_by_signals(server), _stopped_with_parent(server, parent_pid):
+async def _live(
+    server: RewardServer, announce: Callable[[RewardServer], None], parent_pid: int | None, reread: Reread | None
+) -> int:
+    reloads = Requests(lambda: _reload(server, reread))
+    async with _signals(server.ask_to_stop, reloads.ask), _stopped_with_parent(server, parent_pid):
         if not await server.startup():
             log.error("asked to stop before the scorers were loaded")
             await server.shutdown()
             return 1
         try:
             announce(server)
-            await server.serve()
+            async with reloads.answered():
+                await server.serve()
             finished = await server.drain()
         finally:
             await server.shutdown()
     return 0 if finished else 1
 
 
+async def _reload(server: RewardServer, reread: Reread | None) -> None:
+    digest = server.info.config_digest[:12]
+    if reread is None:
+        log.error("the configuration came by standard input and cannot be read again: %s serves on", digest)
+        return
+    log.info("loading the configuration again; %s serves meanwhile", digest)
+    try:
+        prepared = await server.prepare(await in_thread(reread))
+    except RewardServerError as error:
+        log.error("the new configuration is refused, and %s serves on: %s", digest, error)
+        return
+    server.switch(prepared)
+
+
 @contextlib.asynccontextmanager
-async def _stopped_by_signals(server: RewardServer) -> AsyncIterator[None]:
+async def _signals(stop: Callable[[], None], reload: Callable[[], None]) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, server.ask_to_stop)
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    for name, handler in handlers.items():
+        loop.add_signal_handler(name, handler)
     try:
         yield
     finally:
-        for name in (signal.SIGTERM, signal.SIGINT):
+        for name in handlers:
             loop.remove_signal_handler(name)
 
 

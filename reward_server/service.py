@@ -20,6 +20,7 @@ import grpc.aio
 from reward_server import wire
 from reward_server.admission import Admission
 from reward_server.errors import GroupTooLargeError, OverloadedError, RewardServerError, UnavailableError, code_of
+from reward_server.reload import CurrentScorers
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
 from reward_server.types import Group
@@ -33,14 +34,12 @@ _LONGEST_DETAILS = 1500
 
 
 class RewardService:
-    """Scores groups with one set of scorers, until it is told to drain."""
+    """Scores groups, each with the scorers that are current when it comes, until it is told to drain."""
 
-    def __init__(self, scorers: ScorerSet, security: Security, admission: Admission):
-        self._scorers = scorers
+    def __init__(self, current: CurrentScorers, security: Security, admission: Admission):
+        self._current = current
         self._security = security
         self._admission = admission
-        self._info = wire.encode_info(scorers.info).SerializeToString()
-        self._max_group_bytes = scorers.info.limits.max_group_bytes
         self._flights: dict[tuple[str, str], _Flight] = {}
         self._scoring: set[asyncio.Task[Any]] = set()
         self._calls = 0
@@ -82,35 +81,36 @@ class RewardService:
 
     async def _get_server_info(self, request: bytes) -> bytes:
         wire.parse_info_request(request)
-        return self._info
+        return wire.encode_info(self._current.info).SerializeToString()
 
     async def _score_group(self, request: bytes) -> bytes:
-        if len(request) > self._max_group_bytes:
-            raise GroupTooLargeError(
-                f"the group is {len(request)} bytes and this server takes {self._max_group_bytes}: raise "
-                "limits.max_group_bytes in its configuration, or send fewer columns"
-            )
-        group = wire.parse_group(request)
-        self._scorers.admit(group)
-        return await self._score_once(request, group)
+        with self._current.held() as scorers:
+            if len(request) > (limit := scorers.info.limits.max_group_bytes):
+                raise GroupTooLargeError(
+                    f"the group is {len(request)} bytes and this server takes {limit}: raise "
+                    "limits.max_group_bytes in its configuration, or send fewer columns"
+                )
+            group = wire.parse_group(request)
+            scorers.admit(group)
+            return await self._score_once(request, group, scorers)
 
-    async def _score_once(self, request: bytes, group: Group) -> bytes:
+    async def _score_once(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
         key = (group.run_id, group.group_id)
-        while (flight := self._flights.get(key)) is not None and flight.request == request:
+        while (flight := self._flights.get(key)) is not None and flight.is_of(request, scorers):
             if (answer := await flight.landed()) is not None:
                 return answer
         if flight is not None or not group.group_id:  # another group of that name, or one without
-            return await self._score(request, group)
-        self._flights[key] = flight = _Flight(request)
+            return await self._score(request, group, scorers)
+        self._flights[key] = flight = _Flight(request, scorers)
         try:
-            return flight.land(await self._score(request, group))
+            return flight.land(await self._score(request, group, scorers))
         finally:
             del self._flights[key]
             flight.land(None)
 
-    async def _score(self, request: bytes, group: Group) -> bytes:
+    async def _score(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
         with self._admission.admitted(len(group), len(request)):
-            return wire.encode_scores(await self._scorers.score(group)).SerializeToString()
+            return wire.encode_scores(await scorers.score(group)).SerializeToString()
 
     # ---------------------------------------------------------------------------------------------------- their ends
 
@@ -157,9 +157,14 @@ class RewardService:
 class _Flight:
     """A request that is being scored, and the calls that wait for it to land."""
 
-    def __init__(self, request: bytes):
-        self.request = request
+    def __init__(self, request: bytes, scorers: ScorerSet):
+        self._request = request
+        self._scorers = scorers
         self._waiting: list[asyncio.Future[bytes | None]] = []
+
+    def is_of(self, request: bytes, scorers: ScorerSet) -> bool:
+        """Whether its answer will be that to this request, of these scorers."""
+        return self._scorers is scorers and self._request == request
 
     def land(self, answer: bytes | None) -> Any:
         """Gives everyone the answer; None where there is none, and they have to score for themselves."""
