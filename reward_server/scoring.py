@@ -24,14 +24,17 @@ from reward_server import __version__
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
+from reward_server.quarantine import Quarantine
 from reward_server.results import Card, NoResultError, Timed
 from reward_server.scorers.base import Place, Result, Scorer, failed
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
-from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo
+from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo, Status
 from reward_server.workers import WorkerPool
 
 log = logging.getLogger("reward_server")
+
+_NOT_TRIED = NoResultError(Status.FAILED, "")
 
 
 class ScorerSet:
@@ -142,6 +145,7 @@ class _Served:
     def __init__(self, scorer: Scorer, card: Card, place: Running):
         self.scorer = scorer
         self.place = place
+        self._quarantine = Quarantine()
         self.info = ScorerInfo(
             scorer.name,
             scorer.options.type,
@@ -157,8 +161,10 @@ class _Served:
         return ScorerScores(info.name, info.version, info.weight, result.scores, result.metrics, result.extra)
 
     async def score(self, group: Group) -> Timed:
+        if not self.info.group_aware and len(group) > 1 and self._quarantine.holds(group, whole=False):
+            return await self._score_one_by_one(group, _NOT_TRIED)
         try:
-            return await self.place.run(group)
+            return await self._run(group)
         except NoResultError as failure:
             self._log(failure, group)
             if self.info.group_aware or not failure.retry_alone or len(group) == 1:
@@ -177,11 +183,22 @@ class _Served:
 
     async def _score_alone(self, group: Group, index: int, first: NoResultError) -> Timed:
         try:
-            return await self.place.run(group)
+            return await self._run(group)
         except NoResultError as failure:
             if failure.message != first.message:  # else the log has it, with its traceback
                 self._log(failure, group, f", completion {index} alone")
             return Timed(Result(failed(1, failure.status, failure.message)))
+
+    async def _run(self, group: Group) -> Timed:
+        whole = self.info.group_aware
+        self._quarantine.refuse(group, whole)
+        try:
+            timed = await self.place.run(group)
+        except NoResultError as failure:
+            self._quarantine.note(group, whole, failure)
+            raise
+        self._quarantine.note(group, whole, None)
+        return timed
 
     def _log(self, failure: NoResultError, group: Group, which: str = "") -> None:
         what = f"scorer {self.info.name!r}, group {group.group_id!r}{which}: {failure.status.name}"

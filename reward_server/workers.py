@@ -94,7 +94,7 @@ class WorkerPool:
         if not asking.done():
             asking.cancel()
             self._replace(worker)
-            raise over_limit(timeout_s, "; its worker was killed and replaced")
+            raise over_limit(timeout_s, "; its worker was killed and replaced", cost_worker=True)
         if isinstance(asking.exception(), _WorkerEndedError):
             raise await self._died(worker)
         self._give(worker)
@@ -151,6 +151,7 @@ class WorkerPool:
         worker = await _Worker.start(self._memory_bytes)
         try:
             cards = await worker.load(self._scorers)
+            self._refuse_other_code(cards)
         except BaseException:
             await worker.close(grace_s=0)
             raise
@@ -158,6 +159,15 @@ class WorkerPool:
         self._own(self._replace_when_it_ends(worker))
         self._give(worker)
         return cards
+
+    def _refuse_other_code(self, cards: dict[str, Card]) -> None:
+        """Raises ScorerLoadError where a later worker has loaded other code than the first: one version serves."""
+        for name, card in self.cards.items():
+            if cards[name] != card:
+                raise ScorerLoadError(
+                    f"scorer {name!r}: its code has changed since the server loaded it (version {card.version}, now "
+                    f"{cards[name].version}); load it everywhere by SIGHUP, or put the old code back"
+                )
 
     async def _add_until_it_holds(self) -> None:
         backoff_s = 1.0
@@ -198,9 +208,8 @@ class WorkerPool:
     async def _died(self, worker: _Worker) -> NoResultError:
         worker.kill()  # it may have closed the line and live on
         await worker.ended()
-        return NoResultError(
-            Status.FAILED, f"the worker process died while scoring ({how_it_ended(worker.returncode)})"
-        )
+        how = how_it_ended(worker.returncode)
+        return NoResultError(Status.FAILED, f"the worker process died while scoring ({how})", cost_worker=True)
 
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
