@@ -97,6 +97,13 @@ class ServerConfig(BaseModel):
     drain_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that calls in flight get to finish when the server stops."
     )
+    max_connection_age_s: float = Field(
+        300.0,
+        gt=0,
+        lt=2**31 / 1000,
+        description="Seconds, give or take a tenth, after which a caller is asked to connect again, so that replicas "
+        "which were added behind its name since then get traffic. Calls in flight finish, however long they take.",
+    )
     tls: TLSConfig | None = Field(
         None, description="Encryption: cert and key, and client_ca for mutual TLS. Unix sockets need none and use none."
     )

@@ -61,6 +61,8 @@ _OPTIONS = (
     # Clients ping every 10 s or less often to find a dead connection; by default the second such ping is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # An old connection ends with its last call: any grace that is shorter would cut the longest.
+    ("grpc.max_connection_age_grace_ms", 2**31 - 1),
 )
 
 
@@ -174,7 +176,8 @@ class RewardServer:
 
     async def _listen(self) -> None:
         self._service = RewardService(self._current, self._security, self._admission)
-        self._grpc = grpc.aio.server(options=_OPTIONS)
+        age_ms = round(1000 * self._config.max_connection_age_s)
+        self._grpc = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_connection_age_ms", age_ms)))
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
         for address in self._addresses:
