@@ -79,10 +79,17 @@ class ServerConfig(BaseModel):
     scorers: tuple[SerializeAsAny[ScorerOptions], ...] = Field(
         description="The scorers, each with type, name, weight and its own options."
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Server processes, each with an event loop, a copy of every scorer and limits.max_queued_* of its "
+        "own; they share the addresses and the workers. Callers are dealt out to them by connection.",
+    )
     workers: int = Field(
         default_factory=_default_workers,
         ge=1,
-        description="Worker processes for scorers that are synchronous code; each scores one group at a time.",
+        description="Worker processes for scorers that are synchronous code; each scores one group at a time. Every "
+        "server process has at least one.",
     )
     worker_memory_bytes: int | None = Field(
         None,

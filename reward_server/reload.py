@@ -119,10 +119,11 @@ async def loaded_and_tested(config: ServerConfig, sample: Group | None) -> Score
     return scorers
 
 
-def needs_restart(old: ServerConfig, new: ServerConfig) -> list[str]:
-    """The fields in which two configurations differ and that a reload does not take over."""
+def warn_of_what_waits(old: ServerConfig, new: ServerConfig) -> None:
+    """Logs the fields in which two configurations differ and that a reload does not take over."""
     fields = [name for name in ServerConfig.model_fields if name not in _RELOADED]
-    return [name for name in fields if getattr(old, name) != getattr(new, name)]
+    if waiting := [name for name in fields if getattr(old, name) != getattr(new, name)]:
+        log.warning("%s: what is new there takes effect when the server is started again", ", ".join(waiting))
 
 
 class Requests:

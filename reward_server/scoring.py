@@ -14,11 +14,9 @@ Legend: G completions of a group, S scorers.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from reward_server import __version__
 from reward_server.config import ServerConfig, digest_of
@@ -29,6 +27,7 @@ from reward_server.results import Card, NoResultError, Timed
 from reward_server.scorers.base import Place, Result, Scorer, failed
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
+from reward_server.tasks import all_of
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo, Status
 from reward_server.workers import WorkerPool
 
@@ -110,7 +109,7 @@ class ScorerSet:
         if len(chosen) == 1:
             answers = [await chosen[0].score(group)]
         else:
-            answers = await _all(*(served.score(group) for served in chosen))
+            answers = await all_of(*(served.score(group) for served in chosen))
         return GroupScores(
             group.group_id,
             tuple([served.scores(timed.result) for served, timed in zip(chosen, answers, strict=True)]),
@@ -174,7 +173,7 @@ class _Served:
 
     async def _score_one_by_one(self, group: Group, first: NoResultError) -> Timed:
         alone = [dataclasses.replace(group, completions=(completion,)) for completion in group.completions]
-        answers = await _all(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
+        answers = await all_of(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
         return Timed(
             _joined([timed.result for timed in answers]),
             max(timed.queued_s for timed in answers),
@@ -203,18 +202,6 @@ class _Served:
     def _log(self, failure: NoResultError, group: Group, which: str = "") -> None:
         what = f"scorer {self.info.name!r}, group {group.group_id!r}{which}: {failure.status.name}"
         log.warning("%s: %s%s", what, failure.message, f"\n{failure.details.rstrip()}" if failure.details else "")
-
-
-async def _all(*runs: Coroutine[Any, Any, Timed]) -> list[Timed]:
-    """All of them side by side; the first exception cancels the others and is raised as it is."""
-    tasks = [asyncio.create_task(run) for run in runs]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 def _joined(results: Sequence[Result]) -> Result:

@@ -8,7 +8,7 @@ is `service`'s, what becomes of a group `scoring`'s, what a reload is worth `rel
     server = RewardServer(config)
     await server.startup()        loads scorers, binds, is healthy
     await server.serve()          until ask_to_stop()
-        server.switch(await server.prepare(other_config))
+        await server.reload(other_config)
     finished = await server.drain()
     await server.shutdown()
 """
@@ -19,9 +19,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import grpc.aio
 
@@ -30,10 +30,11 @@ from reward_server.admission import Admission
 from reward_server.config import ServerConfig
 from reward_server.errors import RewardServerError
 from reward_server.processes import ended, killed_after
-from reward_server.reload import CurrentScorers, Requests, loaded_and_tested, needs_restart
+from reward_server.reload import CurrentScorers, Requests, loaded_and_tested, warn_of_what_waits
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
 from reward_server.service import SERVICE_NAME, RewardService
+from reward_server.tasks import CUT_SHORT, until
 from reward_server.threads import in_thread
 from reward_server.types import Group, ServerInfo
 
@@ -50,11 +51,7 @@ except ImportError:
 
 log = logging.getLogger("reward_server")
 
-T = TypeVar("T")
-
 _OPTIONS = (
-    # Two servers started on one port would otherwise silently share its traffic.
-    ("grpc.so_reuseport", 0),
     # limits.max_group_bytes is ours to enforce: the transport's own refusal has the code of a server that is busy.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -77,13 +74,15 @@ class Prepared:
 class RewardServer:
     """One server, of one configuration at a time."""
 
-    def __init__(self, config: ServerConfig, sample: Group | None = None):
-        """`sample` is what another configuration is tested with before it takes over; None for a made-up one.
+    def __init__(self, config: ServerConfig, sample: Group | None = None, shares_ports: bool = False):
+        """`sample` is what another configuration is tested with before it takes over; None for a made-up one. With
+        `shares_ports` other processes may listen on the same ones.
 
         Raises ConfigError for credentials that cannot be used and addresses that are none or not safe.
         """
         self._config = config
         self._sample = sample
+        self._shares_ports = shares_ports
         self._addresses = [parse_address(text) for text in config.listen]
         self._security = Security(config)
         self._security.refuse_exposed(self._addresses)
@@ -119,17 +118,40 @@ class RewardServer:
         try:
             for address in self._addresses:
                 address.check()  # a model's loading takes minutes, and a taken port is known now
-            if await _until(self._asked, self._current.scorers.load()) is _CUT_SHORT:
+            if await until(self._asked, self.load()) is CUT_SHORT:
                 return False
-            await self._listen()
+            await self.listen()
         except BaseException:
             await self.shutdown()
             raise
         return True
 
+    async def load(self) -> None:
+        """The first half of startup. Raises ConfigError or ScorerLoadError."""
+        await self._current.scorers.load()
+
+    async def listen(self) -> None:
+        """The second half. Raises ConfigError."""
+        age_ms = round(1000 * self._config.max_connection_age_s)
+        # By default two servers that are started on one port silently share its traffic.
+        shares = ("grpc.so_reuseport", int(self._shares_ports))
+        self._service = RewardService(self._current, self._security, self._admission)
+        self._grpc = grpc.aio.server(options=(*_OPTIONS, shares, ("grpc.max_connection_age_ms", age_ms)))
+        self._service.add_to(self._grpc)
+        await self._add_standard_services(self._grpc)
+        for address in self._addresses:
+            self._bound.append((address, address.bind(self._grpc, self._security.tls)))
+        await self._grpc.start()
+
     async def serve(self) -> None:
         """Returns when the server is asked to stop."""
         await self._asked.wait()
+
+    async def reload(self, config: ServerConfig) -> None:
+        """Has another configuration take over, or raises what `prepare` does and serves on as before."""
+        prepared = await self.prepare(config)
+        warn_of_what_waits(self._config, config)
+        self.switch(prepared)
 
     async def prepare(self, config: ServerConfig) -> Prepared:
         """Loads another configuration beside the one that serves, and tests it on a sample.
@@ -141,8 +163,6 @@ class RewardServer:
 
     def switch(self, prepared: Prepared) -> None:
         """Has groups scored by what was prepared, each that comes from now on. Those in flight finish on the old."""
-        if fields := needs_restart(self._config, prepared.config):
-            log.warning("%s: what is new there takes effect when the server is started again", ", ".join(fields))
         limits = prepared.config.limits
         self._admission.resize(limits.max_queued_completions, limits.max_queued_bytes)
         self._current.switch(prepared.scorers)
@@ -158,7 +178,7 @@ class RewardServer:
         finished = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_grace_s):
-                finished = await _until(self._at_once, self._service.idle()) is not _CUT_SHORT
+                finished = await until(self._at_once, self._service.idle()) is not CUT_SHORT
         if not finished and self._service.calls:
             log.error("stopping with %d calls in flight: they are answered UNAVAILABLE", self._service.calls)
             await self._service.cut()
@@ -173,16 +193,6 @@ class RewardServer:
         for address, _ in self._bound:
             address.release()
         self._bound.clear()
-
-    async def _listen(self) -> None:
-        self._service = RewardService(self._current, self._security, self._admission)
-        age_ms = round(1000 * self._config.max_connection_age_s)
-        self._grpc = grpc.aio.server(options=(*_OPTIONS, ("grpc.max_connection_age_ms", age_ms)))
-        self._service.add_to(self._grpc)
-        await self._add_standard_services(self._grpc)
-        for address in self._addresses:
-            self._bound.append((address, address.bind(self._grpc, self._security.tls)))
-        await self._grpc.start()
 
     async def _add_standard_services(self, server: grpc.aio.Server) -> None:
         if health is None:
@@ -201,15 +211,29 @@ _ORPHAN_GRACE_S = 3.0
 _LAST_WORDS_S = 0.5
 
 
+class Life(Protocol):
+    """What is run: one server process, or several under a supervisor."""
+
+    @property
+    def endpoints(self) -> list[str]: ...
+    @property
+    def info(self) -> ServerInfo: ...
+    def ask_to_stop(self, at_once: bool = False) -> None: ...
+    async def startup(self) -> bool: ...
+    async def serve(self) -> None: ...
+    async def reload(self, config: ServerConfig) -> None: ...
+    async def drain(self) -> bool: ...
+    async def shutdown(self) -> None: ...
+
+
 Reread = Callable[[], ServerConfig]
 
 
 def run(
-    config: ServerConfig,
-    announce: Callable[[RewardServer], None],
+    make: Callable[[], Life],
+    announce: Callable[[Life], None],
     parent_pid: int | None = None,
     reread: Reread | None = None,
-    sample: Group | None = None,
 ) -> int:
     """A server's whole life, in this thread. Returns the exit code: 0 if no call was cut off.
 
@@ -217,13 +241,16 @@ def run(
     end of the parent. SIGHUP has it load what `reread` then returns, test it on the sample and switch to it, or stay
     with what it has. Raises ConfigError or ScorerLoadError if it cannot start.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
-        return runner.run(_live(RewardServer(config, sample), announce, parent_pid, reread))
+    with event_loop() as runner:
+        return runner.run(_live(make(), announce, parent_pid, reread))
 
 
-async def _live(
-    server: RewardServer, announce: Callable[[RewardServer], None], parent_pid: int | None, reread: Reread | None
-) -> int:
+def event_loop() -> asyncio.Runner:
+    """The fastest that there is."""
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None)
+
+
+async def _live(server: Life, announce: Callable[[Life], None], parent_pid: int | None, reread: Reread | None) -> int:
     reloads = Requests(lambda: _reload(server, reread))
     async with _signals(server.ask_to_stop, reloads.ask), _stopped_with_parent(server, parent_pid):
         if not await server.startup():
@@ -240,18 +267,16 @@ async def _live(
     return 0 if finished else 1
 
 
-async def _reload(server: RewardServer, reread: Reread | None) -> None:
+async def _reload(server: Life, reread: Reread | None) -> None:
     digest = server.info.config_digest[:12]
     if reread is None:
         log.error("the configuration came by standard input and cannot be read again: %s serves on", digest)
         return
     log.info("loading the configuration again; %s serves meanwhile", digest)
     try:
-        prepared = await server.prepare(await in_thread(reread))
+        await server.reload(await in_thread(reread))
     except RewardServerError as error:
         log.error("the new configuration is refused, and %s serves on: %s", digest, error)
-        return
-    server.switch(prepared)
 
 
 @contextlib.asynccontextmanager
@@ -268,7 +293,7 @@ async def _signals(stop: Callable[[], None], reload: Callable[[], None]) -> Asyn
 
 
 @contextlib.asynccontextmanager
-async def _stopped_with_parent(server: RewardServer, parent_pid: int | None) -> AsyncIterator[None]:
+async def _stopped_with_parent(server: Life, parent_pid: int | None) -> AsyncIterator[None]:
     if parent_pid is None:
         yield
         return
@@ -280,18 +305,3 @@ async def _stopped_with_parent(server: RewardServer, parent_pid: int | None) -> 
     finally:
         task.cancel()
         await asyncio.wait({task})
-
-
-_CUT_SHORT = object()
-
-
-async def _until(event: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | object:
-    """What the coroutine returns, or _CUT_SHORT if the event comes first; then it is cancelled."""
-    work, cut = asyncio.create_task(coroutine), asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait({work, cut}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else _CUT_SHORT
-    finally:
-        for task in (work, cut):
-            task.cancel()
-        await asyncio.wait({work, cut})

@@ -20,7 +20,9 @@ ALLOWED = {
     "reward_server/launch.py": {"client", "types", "errors"},
     "reward_server/supervise.py": {"launch", "errors"},
     "reward_server/scorers": {"scorers", "types", "errors"},
-    "reward_server/workers.py": {"scorers", "types", "errors", "worker_process", "results", "processes"},
+    "reward_server/child.py": {"processes"},
+    "reward_server/workers.py": {"child", "scorers", "types", "errors", "worker_process", "results", "processes"},
+    "reward_server/quarantine.py": {"results", "types"},
 }
 PLUGIN_SEES = {"client", "launch", "supervise", "types", "errors"}
 
