@@ -1,0 +1,41 @@
+"""The service under load, a part at a time; each prints what it measures and what it is measured against.
+
+    python tests/benchmarks/service_load.py [--part a,b,c,d] [--rounds 5] [--seconds 6] [--callers 64]
+
+A part is a module of tests/benchmarks/load with `run(settings)`, named in PARTS; it starts what it measures in
+processes of its own and lets the targets take turns, so that a busy machine slows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from load.settings import Settings
+
+PARTS = {
+    "a": ("a classifier, against a loop that scores each request alone and against the model offline", "load.offline"),
+    "b": ("the same, against a FastAPI server that scores one request at a time", "load.fastapi"),
+    "c": ("a scorer that computes, with 1 and with 2 workers, and with 1 and 2 server processes", "load.parallel"),
+}
+
+
+def main() -> None:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, separated by commas")
+    parser.add_argument("--rounds", type=int, default=defaults.rounds)
+    parser.add_argument("--seconds", type=float, default=defaults.seconds, help="of each turn")
+    parser.add_argument("--callers", type=int, default=defaults.callers)
+    args = parser.parse_args()
+    parts = [part.strip() for part in args.part.split(",")]
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
+    for part in parts:
+        title, module = PARTS[part]
+        print(f"\n({part}) {title}", flush=True)
+        importlib.import_module(module).run(Settings(args.rounds, args.seconds, args.callers))
+
+
+if __name__ == "__main__":
+    main()
