@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from reward_server.config import ServerConfig
 from reward_server.errors import ScorerLoadError
 from reward_server.scoring import ScorerSet
-from reward_server.selftest import failures_on
+from reward_server.selftest import failures_on, made_up
 from reward_server.types import Group, ServerInfo
 
 log = logging.getLogger("reward_server")
@@ -37,6 +37,8 @@ class CurrentScorers:
 
     def __init__(self, scorers: ScorerSet):
         self._current = _Held(scorers)
+        self.example: Group | None = None
+        """The last group that was scored without a failure: what the next configuration has to score too."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
@@ -97,10 +99,11 @@ class _Held:
         log.info("the last group of configuration %s is done: its scorers are closed", _short(self.scorers))
 
 
-async def loaded_and_tested(config: ServerConfig, sample: Group | None) -> ScorerSet:
-    """The scorers of a configuration, loaded and able to score the sample, a made-up one if that is None.
+async def loaded_and_tested(config: ServerConfig, sample: Group | None, example: Group | None = None) -> ScorerSet:
+    """The scorers of a configuration, loaded and able to score the sample. With none given, each has to score one of
+    a group that was scored before, if there is an `example`, and the made-up ones.
 
-    Raises ConfigError, ScorerLoadError or InvalidGroupError; then everything that was begun has ended.
+    Raises ConfigError or ScorerLoadError; then everything that was begun has ended.
     """
     scorers = ScorerSet(config)
     try:
@@ -109,9 +112,10 @@ async def loaded_and_tested(config: ServerConfig, sample: Group | None) -> Score
     except TimeoutError as error:
         raise ScorerLoadError(f"the scorers were not loaded within {_LOAD_TIMEOUT_S:g} s") from error
     try:
-        failures = await failures_on(scorers, sample)
-        if failures:
-            hint = "" if sample else "; if that is the made-up sample's fault, start the server with --sample FILE"
+        known = [example] if example is not None else []
+        samples = [sample] if sample is not None else [*known, *made_up(scorers.info.scorers)]
+        if failures := await failures_on(scorers, samples):
+            hint = "" if sample else "; if that is the samples' fault, start the server with --sample FILE"
             raise ScorerLoadError("\n  ".join([f"a sample was scored, and failed{hint}:", *failures]))
     except BaseException:
         await scorers.close()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+from reward_server.errors import InvalidGroupError
 from reward_server.scoring import ScorerSet
 from reward_server.types import Completion, Content, Group, GroupScores, ScorerInfo
 
@@ -20,20 +21,28 @@ _SAMPLE = ("What is 2 + 2?", ("<think>Two and two.</think> The answer is \\boxed
 _SAMPLE_VALUE = "4"
 
 
-async def failures_on(scorers: ScorerSet, sample: Group | None) -> list[str]:
-    """What fails on the sample, in one line each. Raises InvalidGroupError for a sample that lacks a column.
+async def failures_on(scorers: ScorerSet, samples: Sequence[Group]) -> list[str]:
+    """What is wrong with the scorers that score none of the samples without a failure, in one line each."""
+    problems = [await _failure_on(scorers, info.name, samples) for info in scorers.info.scorers]
+    return [problem for problem in problems if problem is not None]
 
-    With none it is made up: as text, and as messages for the scorers that fail on that, since a function may read only
-    one of the two.
-    """
-    if sample is not None:
-        scorers.admit(sample)
-        return failures_of(await scorers.score(sample))
-    text, messages = made_up(scorers.info.scorers)
-    failing = await failing_on(scorers, text)
-    if not failing:
-        return []
-    return failures_of(await scorers.score(dataclasses.replace(messages, scorers=failing)))
+
+async def _failure_on(scorers: ScorerSet, name: str, samples: Sequence[Group]) -> str | None:
+    """Why a scorer fails on the first of them; None as soon as it scores one."""
+    first: str | None = None
+    most = scorers.info.limits.max_completions
+    for sample in samples:
+        group = dataclasses.replace(sample, completions=sample.completions[:most], scorers=(name,))
+        try:
+            scorers.admit(group)
+            with _expected_to_fail():
+                failures = failures_of(await scorers.score(group))
+        except InvalidGroupError as error:
+            failures = [str(error)]
+        if not failures:
+            return None
+        first = first or failures[0]
+    return first
 
 
 async def failing_on(scorers: ScorerSet, group: Group) -> tuple[str, ...]:

@@ -156,10 +156,10 @@ class RewardServer:
     async def prepare(self, config: ServerConfig) -> Prepared:
         """Loads another configuration beside the one that serves, and tests it on a sample.
 
-        Raises ConfigError, ScorerLoadError or InvalidGroupError; then everything that was begun has ended.
+        Raises ConfigError or ScorerLoadError; then everything that was begun has ended.
         """
         Security(config)  # raises for files that the next start could not use
-        return Prepared(config, await loaded_and_tested(config, self._sample))
+        return Prepared(config, await loaded_and_tested(config, self._sample, self._current.example))
 
     def switch(self, prepared: Prepared) -> None:
         """Has groups scored by what was prepared, each that comes from now on. Those in flight finish on the old."""
@@ -206,6 +206,9 @@ class RewardServer:
 
 # Time to end its workers by itself once its parent is gone.
 _ORPHAN_GRACE_S = 3.0
+
+# A file, and the modules of the user's own scorer classes that it names.
+_READ_TIMEOUT_S = 120.0
 
 # Time for the UNAVAILABLE of calls that were cut to reach their callers.
 _LAST_WORDS_S = 0.5
@@ -274,7 +277,11 @@ async def _reload(server: Life, reread: Reread | None) -> None:
         return
     log.info("loading the configuration again; %s serves meanwhile", digest)
     try:
-        await server.reload(await in_thread(reread))
+        async with asyncio.timeout(_READ_TIMEOUT_S):
+            config = await in_thread(reread)
+        await server.reload(config)
+    except TimeoutError:
+        log.error("the configuration could not be read within %g s, and %s serves on", _READ_TIMEOUT_S, digest)
     except RewardServerError as error:
         log.error("the new configuration is refused, and %s serves on: %s", digest, error)
 

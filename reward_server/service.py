@@ -110,7 +110,10 @@ class RewardService:
 
     async def _score(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
         with self._admission.admitted(len(group), len(request)):
-            return wire.encode_scores(await scorers.score(group)).SerializeToString()
+            scores = await scorers.score(group)
+            if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
+                self._current.example = group
+            return wire.encode_scores(scores).SerializeToString()
 
     # ---------------------------------------------------------------------------------------------------- their ends
 

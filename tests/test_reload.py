@@ -207,20 +207,25 @@ def test_a_server_that_is_loading_anew_drains_at_once(rewards: Rewards, client: 
     assert not any(map(is_alive, workers | before))
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_row_of_the_users_is_the_sample_where_the_made_up_one_does_not_fit(tmp_path: Path, given: bool) -> None:
+@pytest.mark.parametrize("given", ["nothing", "a row", "a call"])
+def test_a_row_of_the_users_is_the_sample_where_the_made_up_one_does_not_fit(tmp_path: Path, given: str) -> None:
+    """Or the last group that came."""
     source = "def f(completions, tests, **_):\n    return [{} + tests[0]['n']] * len(completions)\n"
     (tmp_path / "f.py").write_text(source.format(0))
     scorers = [{"type": "function", "name": "f", "function": "f.py:f"}]
     (tmp_path / "reward.json").write_text(json.dumps({"scorers": scorers, "workers": 1}))
     (tmp_path / "row.json").write_text(json.dumps({"prompt": "p", "completions": ["a"], "tests": {"n": 1}}))
     command = [sys.executable, "-m", "reward_server.cli", "serve", "--config", str(tmp_path / "reward.json")]
-    command += ["--listen", f"unix:{tmp_path}/s"] + ["--sample", str(tmp_path / "row.json")] * given
+    command += ["--listen", f"unix:{tmp_path}/s"] + ["--sample", str(tmp_path / "row.json")] * (given == "a row")
     with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stderr=log, stdout=log) as process:
         assert wait_until((tmp_path / "s").exists, 20)
+        if given == "a call":
+            with RewardClient(f"unix:{tmp_path}/s") as client:
+                client.score(make_group(["a"], columns={"tests": {"n": 1}}))
         (tmp_path / "f.py").write_text(source.format(1))
         process.send_signal(signal.SIGHUP)
-        expect = "serves, in place of" if given else "made-up sample's fault, start the server with --sample FILE"
+        refusal = "if that is the samples' fault, start the server with --sample FILE"
+        expect = refusal if given == "nothing" else "serves, in place of"
         assert wait_until(lambda: expect in (tmp_path / "log").read_text(), 20), (tmp_path / "log").read_text()
         process.terminate()
 
