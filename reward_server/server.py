@@ -29,7 +29,7 @@ from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
 from reward_server.errors import RewardServerError
-from reward_server.processes import ended, killed_after
+from reward_server.processes import ended, has_terminal, killed_after
 from reward_server.reload import CurrentScorers, Requests, loaded_and_tested, warn_of_what_waits
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
@@ -255,7 +255,16 @@ def event_loop() -> asyncio.Runner:
 
 async def _live(server: Life, announce: Callable[[Life], None], parent_pid: int | None, reread: Reread | None) -> int:
     reloads = Requests(lambda: _reload(server, reread))
-    async with _signals(server.ask_to_stop, reloads.ask), _stopped_with_parent(server, parent_pid):
+    had_terminal = has_terminal()
+
+    def hang_up() -> None:
+        """SIGHUP tells a server without a terminal to reload, and one with a terminal also that it has closed."""
+        if had_terminal and not has_terminal():
+            server.ask_to_stop()
+        else:
+            reloads.ask()
+
+    async with _signals(server.ask_to_stop, hang_up), _stopped_with_parent(server, parent_pid):
         if not await server.startup():
             log.error("asked to stop before the scorers were loaded")
             await server.shutdown()

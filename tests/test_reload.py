@@ -230,6 +230,26 @@ def test_a_row_of_the_users_is_the_sample_where_the_made_up_one_does_not_fit(tmp
         process.terminate()
 
 
+def test_a_server_ends_with_its_terminal_and_reloads_while_that_is_open(rewards: Rewards, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    own_terminal = (
+        f"import fcntl, runpy, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv[1:] = {['serve']}"
+    )
+    code = f"{own_terminal} + sys.argv[1:]; runpy.run_module('reward_server.cli', run_name='__main__')"
+    command = [sys.executable, "-c", code, "--config", str(rewards.config), "--listen", f"unix:{tmp_path}/s"]
+    log = tmp_path / "terminal.log"
+    with (
+        open(log, "w") as output,
+        subprocess.Popen(command, stdin=theirs, stdout=output, stderr=output, start_new_session=True) as process,
+    ):
+        os.close(theirs)
+        assert wait_until((tmp_path / "s").exists, 20), log.read_text()
+        process.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: "serves, in place of" in log.read_text(), 20), log.read_text()
+        os.close(ours)
+        assert process.wait(10) == 0
+
+
 def test_a_configuration_that_came_by_standard_input_cannot_be_read_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with launch_server({"scorers": [{"type": "length", "name": "short", "max": 3}]}, log_path=log) as server:
