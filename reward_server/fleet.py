@@ -114,8 +114,7 @@ class Fleet:
         async with self._changing:
             members = list(self._members)
             try:
-                infos = await all_of(*(member.info_of("prepare", self._share_of(config)) for member in members))
-                info = _the_same(infos)
+                info = await self._prepared(members, self._share_of(config))
             except BaseException:
                 for member in members:
                     member.tell("discard")
@@ -218,6 +217,15 @@ class Fleet:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _prepared(self, members: list[_Member], config: ServerConfig) -> ServerInfo:
+        """What all of them have loaded. One goes ahead: code that takes its process down takes down no other."""
+        if not members:
+            raise ScorerLoadError("no server process is there to load it: all have ended, and are being replaced")
+        ahead, *others = members
+        infos = [await ahead.info_of("prepare", config)]
+        infos += await all_of(*(member.info_of("prepare", config) for member in others))
+        return _the_same(infos)
 
     def _share_of(self, config: ServerConfig) -> ServerConfig:
         """What one process is told: all of it serves all scorers at all addresses, with its share of the workers."""

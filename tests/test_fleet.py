@@ -179,6 +179,19 @@ def test_a_reload_takes_over_everywhere_or_nowhere(
     assert wait_until(lambda: {value(ask(stub)) for stub in connect(16)} == {10**7 + pid for pid in served.members}, 20)
 
 
+def test_code_that_takes_its_process_down_is_refused_and_the_others_serve_on(
+    served: Served, connect: Callable[[int], list[pb_grpc.RewardServiceStub]]
+) -> None:
+    members, good = served.members, served.code.read_text()
+    served.code.write_text(f"import os\nos._exit(7)\n{good}")
+    os.kill(served.server.pid, signal.SIGHUP)
+    assert served.says(r"is refused, and .* serves on: a server process died while loading the scorers \(exit code 7\)")
+    assert served.says(r"a server process cannot be started again: .*exit code 7")
+    assert {value(ask(stub)) for stub in connect(4)} <= members
+    served.code.write_text(good)
+    assert wait_until(lambda: len(served.members) == 2 and {value(ask(s)) for s in connect(16)} == served.members, 30)
+
+
 def test_all_end_with_a_supervisor_that_is_killed(served: Served) -> None:
     members = served.members
     os.kill(served.server.pid, signal.SIGKILL)
