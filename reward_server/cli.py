@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reward_server import __version__, shell
+from reward_server import __version__, logs, shell
 from reward_server.client import ClientTLS, RewardClient
 from reward_server.config import ServerConfig, config_from_text, load_config
 from reward_server.errors import RewardServerError
@@ -64,6 +63,9 @@ def _add_serve(commands: Any) -> None:
         "--sample", metavar="FILE", help="as for check: what a configuration is tested with that is loaded on SIGHUP"
     )
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    serve.add_argument(
+        "--log-format", choices=logs.FORMATS, default="text", help="json: an object a line, with the call's ids"
+    )
     serve.add_argument("--exit-with-parent", type=int, metavar="PID", help="end when this process does")
     serve.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here: endpoints, or the error")
 
@@ -134,16 +136,16 @@ def _client(args: argparse.Namespace) -> RewardClient:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("reward_server").setLevel(args.log_level.upper())
+    logs.set_up(args.log_format, args.log_level)
     try:
         config = _with_arguments(read_config(args.config), args)
         sample = shell.sample_of_file(args.sample) if args.sample else None
         reread = None if args.config == "-" else lambda: _with_arguments(read_config(args.config), args)
-        kind = Fleet if config.processes > 1 else RewardServer
-        return run(
-            lambda: kind(config, sample), lambda server: _announce(server, args.ready_fd), args.exit_with_parent, reread
-        )
+
+        def make() -> Life:
+            return Fleet(config, sample, args.log_format) if config.processes > 1 else RewardServer(config, sample)
+
+        return run(make, lambda server: _announce(server, args.ready_fd), args.exit_with_parent, reread)
     except RewardServerError as error:
         if args.ready_fd is None:
             raise
@@ -163,11 +165,14 @@ def _with_arguments(config: ServerConfig, args: argparse.Namespace) -> ServerCon
 
 def _announce(server: Life, ready_fd: int | None) -> None:
     if ready_fd is not None:
-        _write_line(ready_fd, {"endpoints": server.endpoints, "config_digest": server.info.config_digest})
+        ready = {"endpoints": server.endpoints, "config_digest": server.info.config_digest}
+        _write_line(ready_fd, ready | ({"metrics": server.metrics_url} if server.metrics_url else {}))
         return
     print(f"serving {len(server.info.scorers)} scorers, configuration {server.info.config_digest[:12]}")
     for info in server.info.scorers:
         print(f"  {shell.describe(info)}")
+    if server.metrics_url:
+        print(f"metrics at {server.metrics_url}")
     print(f"on {', '.join(server.endpoints)}", flush=True)
 
 

@@ -71,6 +71,45 @@ class TLSConfig(BaseModel):
     _paths = field_validator("cert", "key", "client_ca")(_in_folder)
 
 
+class MetricsConfig(BaseModel):
+    """A page for Prometheus: counts and times by scorer, code and status; no text, run or token."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    listen: str = Field(description="host:port of the page, http://host:port/metrics; port 0 takes a free one.")
+    allow_insecure: bool = Field(
+        False, description="Allow a page that other machines reach; anybody there may read it, unencrypted."
+    )
+
+
+class RecordsConfig(BaseModel):
+    """A file of what was scored, a JSON object a group: prompt, completions, scores, statuses, versions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path = Field(
+        description="The file; only its owner may read it. Full ones are renamed path.1, path.2 and so on."
+    )
+    sample: float = Field(
+        1.0, gt=0, le=1, description="Share of the groups that are written, chosen by name: the same on every replica."
+    )
+    max_bytes: int = Field(64 << 20, gt=0, description="Size at which a new file is begun.")
+    keep: int = Field(
+        8, ge=1, description="Files that are kept, with the one that is written to; the oldest is removed."
+    )
+
+    _paths = field_validator("path")(_in_folder)
+
+
+class QuotaConfig(BaseModel):
+    """What one token may ask of one server process; beyond it, it is told when to come back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    calls_per_minute: float | None = Field(None, gt=0, description="Groups a minute; unset, as many as it likes.")
+    completions_per_minute: float | None = Field(None, gt=0, description="Completions a minute.")
+
+
 class ServerConfig(BaseModel):
     """A server's whole configuration."""
 
@@ -116,11 +155,24 @@ class ServerConfig(BaseModel):
     )
     tokens_file: Path | None = Field(
         None,
-        description="A file of bearer tokens, one a line, # begins a comment: callers need one of them, on unix "
-        "sockets too. Read again when it changes.",
+        description="A file of bearer tokens, one a line as `token` or `name: token`, # begins a comment: callers need "
+        "one of them, on unix sockets too. Read again when it changes.",
+    )
+    quotas: dict[str, QuotaConfig] = Field(
+        default_factory=dict, description="What each token may ask for in a minute, by its name in tokens_file."
     )
     allow_insecure: bool = Field(
         False, description="Allow listening beyond this machine without TLS, or without tokens and client certificates."
+    )
+    reflection: bool = Field(
+        True,
+        description="Serve gRPC reflection: the published .proto, to anybody who reaches the port, without a token. "
+        "Health (grpc.health.v1) is always served, without a token too: balancers ask it, and it tells only whether "
+        "the server serves.",
+    )
+    metrics: MetricsConfig | None = Field(None, description="A page for Prometheus. Unset, there is none.")
+    records: RecordsConfig | None = Field(
+        None, description="A file of what was scored. Unset, prompts and completions are written nowhere."
     )
 
     _paths = field_validator("tokens_file")(_in_folder)

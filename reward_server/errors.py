@@ -52,11 +52,15 @@ class CredentialsError(RewardServerError, PermissionError):
 
 
 class OverloadedError(RewardServerError, RuntimeError):
-    """The server is full for now; the call may be retried later, `retry_after_s` seconds if the server knows."""
+    """The server is full for now; the call may be retried later, `retry_after_s` seconds if the server knows.
 
-    def __init__(self, message: str = "", retry_after_s: float | None = None):
+    `reason` is for its counters: "full", "share" (the caller's), "quota" (the token's).
+    """
+
+    def __init__(self, message: str = "", retry_after_s: float | None = None, reason: str = "full"):
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class UnavailableError(RewardServerError, ConnectionError):

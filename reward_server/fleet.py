@@ -28,22 +28,21 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from reward_server import errors, wire
+from prometheus_client.multiprocess import mark_process_dead
+
+from reward_server import errors, logs, wire
 from reward_server.addresses import TCP, parse_address
 from reward_server.child import Child, ChildEndedError
 from reward_server.config import ServerConfig
 from reward_server.errors import ConfigError, ScorerLoadError
+from reward_server.metrics import MetricsPage, shared_registry
 from reward_server.processes import how_it_ended
 from reward_server.reload import warn_of_what_waits
 from reward_server.security import Security
+from reward_server.server import page_of
 from reward_server.supervise import pause_s
 from reward_server.tasks import CUT_SHORT, all_of, until
 from reward_server.types import Group, ServerInfo
-
-try:
-    from prometheus_client import multiprocess
-except ImportError:  # without the [server] extra
-    multiprocess = None  # type: ignore[assignment]
 
 log = logging.getLogger("reward_server")
 
@@ -53,24 +52,30 @@ METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # A member's own drain_grace_s ends its calls; this much later one that does not answer is killed.
 _UNRESPONSIVE_S = 10.0
 _CLOSE_GRACE_S = 5.0
+_REFRESH_TIMEOUT_S = 1.0
 
 
 class Fleet:
     """`config.processes` servers of one configuration at a time."""
 
-    def __init__(self, config: ServerConfig, sample: Group | None = None):
+    def __init__(self, config: ServerConfig, sample: Group | None = None, log_format: str = "text"):
         """`sample` is what another configuration is tested with before it takes over; None for a made-up one.
 
         Raises ConfigError for credentials that cannot be used and addresses that are none, not safe or not shareable.
         """
         self._config = config
         self._sample = sample
+        self._log_format = logs.FORMATS.index(log_format)
         self._addresses = _shareable(config)
-        Security(config).refuse_exposed(self._addresses)
+        self._security = Security(config)
+        self._security.refuse_exposed(self._addresses)
         self._ports: list[socket.socket] = []
         self.endpoints: list[str] = []
         """Where all of them listen, with the real ports. Empty before startup."""
         self._metrics_folder: str | None = None
+        self._page: MetricsPage | None = None
+        self.metrics_url: str | None = None
+        """Where Prometheus reads the sums over all of them. None before startup, and without a page."""
         self._info: ServerInfo | None = None
         self._members: list[_Member] = []
         self._keepers: set[asyncio.Task[None]] = set()
@@ -142,6 +147,8 @@ class Fleet:
         self._members.clear()
         for port in self._ports:
             port.close()
+        if self._page is not None:
+            await asyncio.to_thread(self._page.close)  # it waits for half a second
         if self._metrics_folder is not None:
             shutil.rmtree(self._metrics_folder, ignore_errors=True)
 
@@ -149,6 +156,11 @@ class Fleet:
 
     async def _start(self) -> None:
         self._metrics_folder = tempfile.mkdtemp(prefix="reward-metrics-")
+        loop = asyncio.get_running_loop()
+        registry = shared_registry(self._metrics_folder, lambda: self._refresh_metrics(loop))
+        self._page = page_of(self._config, self._security, registry)
+        if self._page is not None:
+            self.metrics_url = self._page.open()
         for address in self._addresses:
             ports, endpoint = address.reserve()
             self._ports += ports
@@ -161,7 +173,7 @@ class Fleet:
 
     async def _load_member(self) -> tuple[_Member, ServerInfo]:
         env = {METRICS_FOLDER: str(self._metrics_folder)}
-        member = await _Member.start("reward_server.member", log.getEffectiveLevel(), env=env)
+        member = await _Member.start("reward_server.member", log.getEffectiveLevel(), self._log_format, env=env)
         self._members.append(member)
         try:
             return member, await member.info_of("load", self._share_of(self._config), self._sample)
@@ -178,8 +190,7 @@ class Fleet:
         await member.ended()
         self._members.remove(member)
         log.error("server process %d ended (%s) and is replaced", member.pid, how_it_ended(member.returncode))
-        if multiprocess is not None:
-            multiprocess.mark_process_dead(member.pid, self._metrics_folder)
+        mark_process_dead(member.pid, self._metrics_folder)
         while True:
             await asyncio.sleep(pause_s(restarts_at, time.monotonic()))
             restarts_at.append(time.monotonic())
@@ -230,7 +241,22 @@ class Fleet:
     def _share_of(self, config: ServerConfig) -> ServerConfig:
         """What one process is told: all of it serves all scorers at all addresses, with its share of the workers."""
         workers = math.ceil(config.workers / self._config.processes)
-        return config.model_copy(update={"listen": tuple(self.endpoints), "processes": 1, "workers": workers})
+        own = {"listen": tuple(self.endpoints), "processes": 1, "workers": workers, "metrics": None}
+        return config.model_copy(update=own)
+
+    def _refresh_metrics(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the page's thread. What a process that does not answer in time has counted since is on the next page."""
+        asking = asyncio.run_coroutine_threadsafe(self._ask_for_counts(), loop)
+        with contextlib.suppress(TimeoutError):
+            asking.result(timeout=_REFRESH_TIMEOUT_S)
+
+    async def _ask_for_counts(self) -> None:
+        asking = [asyncio.create_task(member.ask("refresh_metrics")) for member in self._members]
+        if asking:
+            await asyncio.wait(asking, timeout=_REFRESH_TIMEOUT_S)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)

@@ -3,7 +3,7 @@
 Owns the child's side of what the two say to each other; the parent's is `fleet`'s. A message is a number, a verb and
 what it needs; its answer carries the number, since a drain may come while a configuration is still being prepared.
 
-    load config sample      listen      prepare config      switch      discard      drain      end_at_once
+    load config sample    listen    prepare config    switch    discard    refresh_metrics    drain    end_at_once
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import socket
 from typing import Any
 
-from reward_server import wire
+from reward_server import logs, wire
 from reward_server.child import HEADER
 from reward_server.config import ServerConfig
 from reward_server.errors import RewardServerError, ScorerLoadError
@@ -31,15 +31,14 @@ from reward_server.types import Group, ServerInfo
 log = logging.getLogger("reward_server")
 
 
-def main(line_fd: int, lifeline_fd: int, parent_pid: int, log_level: int) -> None:
+def main(line_fd: int, lifeline_fd: int, parent_pid: int, log_level: int, log_format: int) -> None:
     """Runs until the supervisor closes its end."""
     os.set_inheritable(line_fd, False)  # a process that user code forks must not hold the line open
     os.set_inheritable(lifeline_fd, False)
     die_with_parent(parent_pid, lifeline_fd)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a service manager signals all; the supervisor acts
         signal.signal(name, lambda *_: None)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(process)d %(message)s", level=logging.WARNING)
-    log.setLevel(log_level)
+    logs.set_up(logs.FORMATS[log_format], logging.getLevelName(log_level))
     with event_loop() as runner:
         runner.run(_live(socket.socket(fileno=line_fd)))
 
@@ -127,6 +126,10 @@ class _Member:
             await asyncio.wait({preparing})
             if not preparing.cancelled() and preparing.exception() is None:
                 await preparing.result().scorers.close()
+        return {}
+
+    async def _refresh_metrics(self) -> dict[str, Any]:
+        self._loaded.metrics.refresh()
         return {}
 
     async def _drain(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from reward_server.errors import RewardServerError, ScorerLoadError
+from reward_server.fair import Turns
 from reward_server.results import Card, NoResultError, Timed, card_of, checked, over_limit, raised
 from reward_server.scorers.base import Scorer
 from reward_server.scorers.loading import user_traceback
@@ -44,7 +45,7 @@ class LoopPlace:
 
     def __init__(self, scorer: Scorer):
         self._scorer = scorer
-        self._turns = _Turns(scorer.concurrency) if scorer.concurrency else None
+        self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
 
     async def load(self) -> Card:
         with contextlib.suppress(Exception, SystemExit):
@@ -87,7 +88,7 @@ class ThreadPlace:
     def __init__(self, scorer: Scorer):
         self._scorer = scorer
         self._size = scorer.concurrency or DEFAULT_THREADS
-        self._turns = _Turns(self._size)
+        self._turns = Turns(self._size)
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = 0
         self._overdue = 0
@@ -170,7 +171,7 @@ class WorkerPlace:
     def __init__(self, scorer: Scorer, pool: WorkerPool):
         self._scorer = scorer
         self._pool = pool
-        self._turns = _Turns(scorer.concurrency) if scorer.concurrency else None
+        self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
 
     async def load(self) -> Card:
         return self._pool.cards[self._scorer.name]
@@ -189,21 +190,6 @@ class WorkerPlace:
         waited_s = time.perf_counter() - asked
         timed = await self._pool.run(self._scorer.name, group, self._scorer.options.timeout_s)
         return Timed(timed.result, waited_s + timed.queued_s, timed.compute_s)
-
-
-class _Turns:
-    """At most `size` at once, first come first served."""
-
-    def __init__(self, size: int):
-        self._semaphore = asyncio.Semaphore(size)
-        self.take = self._semaphore.acquire
-        self.give_back = self._semaphore.release
-
-    async def __aenter__(self) -> None:
-        await self.take()
-
-    async def __aexit__(self, *_: object) -> None:
-        self.give_back()
 
 
 def _load(scorer: Scorer) -> None:

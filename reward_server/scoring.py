@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from reward_server import __version__
+from reward_server import __version__, tracing
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
+from reward_server.metrics import Metrics, Source
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
 from reward_server.quarantine import Quarantine
 from reward_server.results import Card, NoResultError, Timed
@@ -100,16 +101,23 @@ class ScorerSet:
                 if column not in group.columns:
                     served.scorer.column(group, column)  # raises unless each completion has its own
 
-    async def score(self, group: Group) -> GroupScores:
+    def counters(self) -> Iterator[Source]:
+        """Who counts what in plain attributes: its batchers and its cache, if it has some."""
+        for name, batcher in getattr(self, "batchers", {}).items():
+            yield "batch", name, batcher.stats
+        for name, counts in getattr(getattr(self, "cache", None), "counts", {}).items():
+            yield "cache", name, counts
+
+    async def score(self, group: Group, metrics: Metrics | None = None) -> GroupScores:
         """What the chosen scorers say of the group, side by side. A failure is a status, never an exception.
 
         Raises InvalidGroupError where a scorer finds that the group itself is at fault.
         """
         chosen = self._chosen(group)
         if len(chosen) == 1:
-            answers = [await chosen[0].score(group)]
+            answers = [await _ask(chosen[0], group, metrics)]
         else:
-            answers = await all_of(*(served.score(group) for served in chosen))
+            answers = await all_of(*(_ask(served, group, metrics) for served in chosen))
         return GroupScores(
             group.group_id,
             tuple([served.scores(timed.result) for served, timed in zip(chosen, answers, strict=True)]),
@@ -202,6 +210,17 @@ class _Served:
     def _log(self, failure: NoResultError, group: Group, which: str = "") -> None:
         what = f"scorer {self.info.name!r}, group {group.group_id!r}{which}: {failure.status.name}"
         log.warning("%s: %s%s", what, failure.message, f"\n{failure.details.rstrip()}" if failure.details else "")
+
+
+async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> Timed:
+    if metrics is None:
+        return await served.score(group)
+    name = served.info.name
+    with metrics.scoring(name) as note, tracing.span("reward.scorer", {"scorer": name}) as span:
+        timed = await served.score(group)
+        note(timed)
+        span.set_attributes({"queued_s": timed.queued_s, "compute_s": timed.compute_s})
+        return timed
 
 
 def _joined(results: Sequence[Result]) -> Result:

@@ -5,7 +5,7 @@ reflection stay open: they tell whether it lives, and the published `.proto`. Kn
 
     security = Security(config)                 raises ConfigError, by field
     security.refuse_exposed(addresses)
-    security.authenticate(metadata)             raises CredentialsError
+    name = security.authenticate(metadata)      raises CredentialsError
 """
 
 from __future__ import annotations
@@ -37,18 +37,31 @@ class Security:
         """Raises ConfigError, naming field, path and reason, for files that cannot be used."""
         self.tls = None if config.tls is None else _tls_credentials(config.tls)
         self._tokens = None if config.tokens_file is None else TokensFile(config.tokens_file)
+        self._refuse_quotas_of_nobody(config)
         self._is_mutual = config.tls is not None and config.tls.client_ca is not None
         self._allow_insecure = config.allow_insecure
 
-    def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Raises CredentialsError unless the caller brings one of the tokens, if there are any."""
+    def _refuse_quotas_of_nobody(self, config: ServerConfig) -> None:
+        names = set() if self._tokens is None else self._tokens.names
+        for name in config.quotas:
+            if name not in names:
+                where = config.tokens_file or "tokens_file, which is not set"
+                raise ConfigError(
+                    f"quotas.{name}: no token has that name in {where}; write a line `{name}: TOKEN` there"
+                )
+
+    def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
+        """The name of the caller's token, "" if it has none. Raises CredentialsError unless the caller brings one of
+        the tokens, if there are any."""
         if self._tokens is None:
-            return
+            return ""
         given = next((value for key, value in metadata if key == "authorization"), None)
         if not isinstance(given, str) or given[: len(_BEARER)].lower() != _BEARER:
             raise CredentialsError("this server asks for a token, as the metadata `authorization: Bearer …`")
-        if not self._tokens.holds(given[len(_BEARER) :]):
+        name = self._tokens.name_of(given[len(_BEARER) :])
+        if name is None:
             raise CredentialsError("the token is not one of this server's")
+        return name
 
     def refuse_exposed(self, addresses: Sequence[Address]) -> None:
         """Raises ConfigError for an address that other machines reach, unless calls are encrypted and authenticated."""
@@ -61,6 +74,14 @@ class Security:
                     "trust, permit it with --insecure or allow_insecure: true; else listen on 127.0.0.1 or unix:path"
                 )
 
+    def refuse_exposed_page(self, address: Address, allow_insecure: bool) -> None:
+        """Raises ConfigError for a metrics page that other machines reach: it is plain text, and for anybody."""
+        if not (address.is_loopback or allow_insecure or self._allow_insecure):
+            raise ConfigError(
+                f"metrics.listen: {address} can be reached from other machines, and anybody may read the page. On a "
+                "network that you trust, permit it with metrics.allow_insecure: true; else listen on 127.0.0.1"
+            )
+
     @property
     def _lack(self) -> str:
         if self.tls is not None:
@@ -71,7 +92,8 @@ class Security:
 
 
 class TokensFile:
-    """The tokens of a file, one a line, `#` begins a comment line; read again when the file changes."""
+    """The tokens of a file, one a line, as `token` or `name: token`; `#` begins a comment line; read again when the
+    file changes. Tokens of one name share its quota."""
 
     def __init__(self, path: Path):
         """Raises ConfigError if it cannot be read or holds none."""
@@ -79,11 +101,16 @@ class TokensFile:
         self._seen = _state(path)
         self._tokens = _read_tokens(path)
 
-    def holds(self, token: str) -> bool:
-        """Whether it is one of them, in a time that does not tell how much of it is right."""
+    @property
+    def names(self) -> set[str]:
+        return {name for _, name in self._tokens}
+
+    def name_of(self, token: str) -> str | None:
+        """Its name, "" for one without; None if it is not one of them. The time does not tell how much is right."""
         self._refresh()
         given = token.strip().encode()
-        return sum(hmac.compare_digest(given, known) for known in self._tokens) > 0  # each of them, always
+        found = [name for known, name in self._tokens if hmac.compare_digest(given, known)]  # each of them, always
+        return found[-1] if found else None
 
     def _refresh(self) -> None:
         """A file that cannot be used leaves the tokens of before, since it may be half written; the log says so."""
@@ -105,15 +132,22 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     return None
 
 
-def _read_tokens(path: Path) -> list[bytes]:
+def _read_tokens(path: Path) -> list[tuple[bytes, str]]:
+    """Tokens and their names. A space after the colon tells `name: token` from a token that has a colon in it."""
     numbered = enumerate((line.strip() for line in _read("tokens_file", path).splitlines()), start=1)
-    tokens = {number: line for number, line in numbered if line and not line.startswith(b"#")}
-    if not tokens:
+    lines = {number: line for number, line in numbered if line and not line.startswith(b"#")}
+    if not lines:
         raise ConfigError(f"tokens_file: {path} holds no tokens; write one a line")
-    for number, token in tokens.items():
-        if not re.fullmatch(rb"[!-~]+", token):
-            raise ConfigError(f"tokens_file: {path}, line {number}: a token is printable ASCII without spaces")
-    return list(tokens.values())
+    tokens = []
+    for number, line in lines.items():
+        match = re.fullmatch(rb"(?:([\w.-]+):\s+)?([!-~]+)", line)
+        if match is None:
+            raise ConfigError(
+                f"tokens_file: {path}, line {number}: a token is printable ASCII without spaces, alone or after a "
+                "name and a colon (`name: token`)"
+            )
+        tokens.append((match[2], (match[1] or b"").decode()))
+    return tokens
 
 
 def _tls_credentials(tls: TLSConfig) -> grpc.ServerCredentials:

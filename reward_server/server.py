@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,7 +29,10 @@ from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
 from reward_server.errors import RewardServerError
+from reward_server.metrics import CollectorRegistry, Metrics, MetricsPage, Source
 from reward_server.processes import ended, has_terminal, killed_after
+from reward_server.quotas import Quotas
+from reward_server.records import Records
 from reward_server.reload import CurrentScorers, Requests, loaded_and_tested, warn_of_what_waits
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
@@ -55,11 +58,21 @@ _OPTIONS = (
     # limits.max_group_bytes is ours to enforce: the transport's own refusal has the code of a server that is busy.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # By default calls that Python has not taken yet are reset, as CANCELLED, some at random from 1,000 on and all from
+    # 3,000, or after 30 s. A herd of ranks is larger, and it is `admission` that pushes back.
+    ("grpc.server.max_pending_requests", 1 << 20),
+    ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+    ("grpc.server_max_unrequested_time_in_server", 3600),
     # Clients ping every 10 s or less often to find a dead connection; by default the second such ping is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # An old connection ends with its last call: any grace that is shorter would cut the longest.
     ("grpc.max_connection_age_grace_ms", 2**31 - 1),
+    # A caller that vanished without a word (its machine or network did) is noticed within 30 s, and its calls end. It
+    # is the ping's own time-out that ends the connection (grpcio 1.85): 60 s by default, whatever keepalive's says.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
 )
 
 
@@ -88,6 +101,12 @@ class RewardServer:
         self._security.refuse_exposed(self._addresses)
         self._current = CurrentScorers(ScorerSet(config))
         self._admission = Admission(config.limits.max_queued_completions, config.limits.max_queued_bytes)
+        self.metrics = Metrics()
+        self.metrics.follow(self._counters)
+        self._page = page_of(config, self._security, self.metrics.registry())
+        self._records: Records | None = None
+        self.metrics_url: str | None = None
+        """Where Prometheus reads, with the real port. None before startup, and without a page."""
         self._bound: list[tuple[Any, str]] = []
         self._health: Any = None
         self._grpc: grpc.aio.Server | None = None
@@ -118,6 +137,8 @@ class RewardServer:
         try:
             for address in self._addresses:
                 address.check()  # a model's loading takes minutes, and a taken port is known now
+            if self._page is not None:
+                self.metrics_url = self._page.open()
             if await until(self._asked, self.load()) is CUT_SHORT:
                 return False
             await self.listen()
@@ -135,7 +156,12 @@ class RewardServer:
         age_ms = round(1000 * self._config.max_connection_age_s)
         # By default two servers that are started on one port silently share its traffic.
         shares = ("grpc.so_reuseport", int(self._shares_ports))
-        self._service = RewardService(self._current, self._security, self._admission)
+        quotas = Quotas(self._config.quotas)
+        if self._config.records is not None:
+            self._records = Records(self._config.records, self.metrics.recorded)
+        self._service = RewardService(
+            self._current, self._security, self._admission, self.metrics, quotas, self._records
+        )
         self._grpc = grpc.aio.server(options=(*_OPTIONS, shares, ("grpc.max_connection_age_ms", age_ms)))
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
@@ -193,6 +219,13 @@ class RewardServer:
         for address, _ in self._bound:
             address.release()
         self._bound.clear()
+        if self._records is not None:
+            await asyncio.to_thread(self._records.close)
+        if self._page is not None:
+            await asyncio.to_thread(self._page.close)  # it waits for half a second
+
+    def _counters(self) -> Iterable[Source]:
+        return self._current.scorers.counters()
 
     async def _add_standard_services(self, server: grpc.aio.Server) -> None:
         if health is None:
@@ -201,7 +234,17 @@ class RewardServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if self._config.reflection:
+            reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+def page_of(config: ServerConfig, security: Security, registry: CollectorRegistry) -> MetricsPage | None:
+    """The page that the configuration asks for, not yet open. Raises ConfigError for an address that is not safe."""
+    if config.metrics is None:
+        return None
+    page = MetricsPage(config.metrics, registry)
+    security.refuse_exposed_page(page.address, config.metrics.allow_insecure)
+    return page
 
 
 # Time to end its workers by itself once its parent is gone.
@@ -216,6 +259,8 @@ _LAST_WORDS_S = 0.5
 
 class Life(Protocol):
     """What is run: one server process, or several under a supervisor."""
+
+    metrics_url: str | None
 
     @property
     def endpoints(self) -> list[str]: ...

@@ -10,16 +10,22 @@ call waits for the first one's answer, and scores for itself only if the first i
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 
-from reward_server import wire
+from reward_server import fair, logs, tracing, wire
 from reward_server.admission import Admission
 from reward_server.errors import GroupTooLargeError, OverloadedError, RewardServerError, UnavailableError, code_of
+from reward_server.metrics import Metrics
+from reward_server.quotas import Quotas
+from reward_server.records import Records
 from reward_server.reload import CurrentScorers
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
@@ -29,17 +35,44 @@ log = logging.getLogger("reward_server")
 
 SERVICE_NAME = "reward_server.v1.RewardService"
 
+# A client's name for itself, one a process: a rank keeps it when it connects anew, which its address does not.
+CALLER_KEY = "reward-caller"
+
 # Details travel as a header, percent-encoded; peers refuse headers beyond 8 KiB.
 _LONGEST_DETAILS = 1500
+_LONGEST_CALLER = 64
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call: what it asks, who asks, and how it ended. Nobody says of a cancelled one that it has."""
+
+    method: str
+    token_name: str = ""
+    caller: str = ""
+    names: dict[str, Any] = field(default_factory=dict)
+    code: str = grpc.StatusCode.CANCELLED.name
+    began: float = field(default_factory=time.perf_counter)
 
 
 class RewardService:
     """Scores groups, each with the scorers that are current when it comes, until it is told to drain."""
 
-    def __init__(self, current: CurrentScorers, security: Security, admission: Admission):
+    def __init__(
+        self,
+        current: CurrentScorers,
+        security: Security,
+        admission: Admission,
+        metrics: Metrics,
+        quotas: Quotas,
+        records: Records | None = None,
+    ):
         self._current = current
         self._security = security
         self._admission = admission
+        self._metrics = metrics
+        self._quotas = quotas
+        self._records = records
         self._flights: dict[tuple[str, str], _Flight] = {}
         self._scoring: set[asyncio.Task[Any]] = set()
         self._calls = 0
@@ -52,7 +85,7 @@ class RewardService:
         """Registers the methods. Messages stay bytes in them, so that their size is known before they are parsed."""
         methods = {"ScoreGroup": self._score_group, "GetServerInfo": self._get_server_info}
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(self._guarded(method)) for name, method in methods.items()
+            name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method)) for name, method in methods.items()
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
         server.add_registered_method_handlers(SERVICE_NAME, handlers)
@@ -79,11 +112,11 @@ class RewardService:
 
     # ------------------------------------------------------------------------------------------------------- the calls
 
-    async def _get_server_info(self, request: bytes) -> bytes:
+    async def _get_server_info(self, request: bytes, call: _Call) -> bytes:
         wire.parse_info_request(request)
         return wire.encode_info(self._current.info).SerializeToString()
 
-    async def _score_group(self, request: bytes) -> bytes:
+    async def _score_group(self, request: bytes, call: _Call) -> bytes:
         with self._current.held() as scorers:
             if len(request) > (limit := scorers.info.limits.max_group_bytes):
                 raise GroupTooLargeError(
@@ -91,7 +124,11 @@ class RewardService:
                     "limits.max_group_bytes in its configuration, or send fewer columns"
                 )
             group = wire.parse_group(request)
+            call.names = {"run_id": group.run_id, "step": group.step, "group_id": group.group_id}
+            logs.call.set(call.names)
+            fair.caller.set((group.run_id, call.caller))
             scorers.admit(group)
+            self._quotas.take(call.token_name, len(group))
             return await self._score_once(request, group, scorers)
 
     async def _score_once(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
@@ -109,35 +146,42 @@ class RewardService:
             flight.land(None)
 
     async def _score(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
-        with self._admission.admitted(len(group), len(request)):
-            scores = await scorers.score(group)
-            if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
-                self._current.example = group
-            return wire.encode_scores(scores).SerializeToString()
+        with self._admission.admitted(len(group), len(request), fair.caller.get()):
+            self._metrics.queued(1, len(group), len(request))
+            try:
+                scores = await scorers.score(group, self._metrics)
+            finally:
+                self._metrics.queued(-1, -len(group), -len(request))
+        if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
+            self._current.example = group
+        if self._records is not None:
+            self._records.offer(group, scores, len(request))
+        return wire.encode_scores(scores).SerializeToString()
 
     # ---------------------------------------------------------------------------------------------------- their ends
 
     def _guarded(
-        self, method: Callable[[bytes], Awaitable[bytes]]
+        self, name: str, method: Callable[[bytes, _Call], Awaitable[bytes]]
     ) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]:
         """Counts calls, and gives each error its code. What is not ours is logged, and tells the caller nothing."""
 
         async def guarded(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-            self._calls += 1
-            self._idle.clear()
-            # The stub asks for a class of its own where gRPC takes any callable.
-            context.add_done_callback(self._call_ended)  # type: ignore[arg-type]
+            call = self._begin(name, context)
             task = asyncio.current_task()
             assert task is not None
             self._scoring.add(task)
             trailers: tuple[tuple[str, str], ...] = ()
             try:
-                self._security.authenticate(context.invocation_metadata() or ())
+                call.token_name = self._security.authenticate(context.invocation_metadata() or ())
                 if self._draining:
                     raise UnavailableError("the server is draining: it takes no new calls")
-                return await method(request)
+                answer = await _traced(method, request, call, context.invocation_metadata() or ())
+                call.code = grpc.StatusCode.OK.name
+                return answer
             except RewardServerError as error:
                 code, details, trailers = code_of(error), str(error), _trailers(error)
+                if isinstance(error, OverloadedError):
+                    self._metrics.shed(error.reason)
             except asyncio.CancelledError:
                 if not self._cut:
                     raise
@@ -147,11 +191,25 @@ class RewardService:
                 code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
             finally:
                 self._scoring.discard(task)
+            call.code = code.name
             return await _abort(context, code, details, trailers)
 
         return guarded
 
-    def _call_ended(self, _: object) -> None:
+    def _begin(self, method: str, context: grpc.aio.ServicerContext[bytes, bytes]) -> _Call:
+        call = _Call(method, caller=_caller_of(context))
+        self._calls += 1
+        self._idle.clear()
+        self._metrics.call_began(method)
+        # The stub asks for a class of its own where gRPC takes any callable.
+        context.add_done_callback(functools.partial(self._call_ended, call))  # type: ignore[arg-type]
+        return call
+
+    def _call_ended(self, call: _Call, _: object) -> None:
+        seconds = time.perf_counter() - call.began
+        self._metrics.call_ended(call.method, call.code, seconds)
+        fields = {**call.names, "code": call.code, "seconds": round(seconds, 6)}  # gRPC calls this outside of the task
+        log.debug("%s: %s", call.method, call.code, extra={"fields": fields})
         self._calls -= 1
         if not self._calls:
             self._idle.set()
@@ -182,6 +240,22 @@ class _Flight:
         waiting: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         return await waiting
+
+
+async def _traced(
+    method: Callable[[bytes, _Call], Awaitable[bytes]], request: bytes, call: _Call, metadata: Iterable[tuple[str, Any]]
+) -> bytes:
+    with tracing.span("reward.serve", {"method": call.method}, kind="SERVER", parent=metadata) as span:
+        try:
+            return await method(request, call)
+        finally:
+            span.set_attributes(call.names)
+
+
+def _caller_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
+    """The client's name for itself, or where it connects from."""
+    given = next((value for key, value in context.invocation_metadata() or () if key == CALLER_KEY), None)
+    return given[:_LONGEST_CALLER] if isinstance(given, str) else str(context.peer())
 
 
 def _trailers(error: RewardServerError) -> tuple[tuple[str, str], ...]:

@@ -15,15 +15,14 @@ while the server already serves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from reward_server.child import Child, ChildEndedError
 from reward_server.errors import ConfigError, ScorerLoadError
+from reward_server.fair import FairQueue, caller
 from reward_server.processes import how_it_ended
 from reward_server.results import Card, NoResultError, Timed, over_limit
 from reward_server.scorers.base import ScorerOptions
@@ -37,7 +36,7 @@ _LONGEST_BACKOFF_S = 30.0
 
 
 class WorkerPool:
-    """`size` workers and the callers that wait for one, first come first served."""
+    """`size` workers and the callers that wait for one, in fair order."""
 
     def __init__(self, scorers: Sequence[ScorerOptions], size: int, memory_bytes: int | None = None):
         """Each worker may hold `memory_bytes` of data, anything if that is None."""
@@ -46,7 +45,7 @@ class WorkerPool:
         self._memory_bytes = memory_bytes
         self._workers: set[_Worker] = set()
         self._idle: list[_Worker] = []
-        self._waiting: deque[asyncio.Future[_Worker]] = deque()
+        self._waiting: FairQueue[asyncio.Future[_Worker]] = FairQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.cards: dict[str, Card] = {}
@@ -107,7 +106,7 @@ class WorkerPool:
             if worker.is_alive:
                 return worker
         place: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        self._waiting.put(place, caller.get())
         try:
             return await place
         except asyncio.CancelledError:
@@ -115,12 +114,11 @@ class WorkerPool:
                 self._give(place.result())  # given and cancelled in the same turn of the loop
             raise
         finally:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(place)
+            self._waiting.discard(place)
 
     def _give(self, worker: _Worker) -> None:
         while self._waiting:
-            place = self._waiting.popleft()
+            place = self._waiting.get()
             if not place.done():
                 place.set_result(worker)
                 return

@@ -16,7 +16,7 @@ ALLOWED = {
     "reward_server/types.py": set(),
     "reward_server/errors.py": set(),
     "reward_server/wire.py": {"types", "errors", "v1"},
-    "reward_server/client": {"wire", "types", "errors", "v1", "client"},
+    "reward_server/client": {"wire", "types", "errors", "v1", "client", "tracing"},
     "reward_server/launch.py": {"client", "types", "errors"},
     "reward_server/supervise.py": {"launch", "errors"},
     "reward_server/scorers": {"scorers", "types", "errors"},
@@ -30,16 +30,33 @@ ALLOWED = {
         "child",
         "config",
         "errors",
+        "logs",
+        "metrics",
         "processes",
         "reload",
         "security",
+        "server",
         "supervise",
         "tasks",
         "types",
         "wire",
     },
-    "reward_server/workers.py": {"child", "scorers", "types", "errors", "worker_process", "results", "processes"},
     "reward_server/quarantine.py": {"results", "types"},
+    "reward_server/workers.py": {
+        "child",
+        "scorers",
+        "types",
+        "errors",
+        "worker_process",
+        "results",
+        "processes",
+        "fair",
+    },
+    "reward_server/fair.py": set(),
+    "reward_server/tracing.py": set(),
+    "reward_server/metrics.py": {"addresses", "config", "errors", "results"},
+    "reward_server/records.py": {"config", "errors", "types"},
+    "reward_server/logs.py": set(),
 }
 PLUGIN_SEES = {"client", "launch", "supervise", "types", "errors"}
 
@@ -86,7 +103,8 @@ def test_the_plugin_sees_of_the_server_only_client_launch_supervise_types_and_er
 
 @pytest.mark.parametrize("module", ["reward_server.client", "reward_server.launch", "grpo_plugin", "grpo_plugin.cli"])
 def test_the_light_part_loads_neither_torch_nor_trl(module: str) -> None:
-    code = f"import {module}, sys; print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
+    heavy = ("torch", "trl", "transformers", "opentelemetry", "prometheus_client")
+    code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"
 

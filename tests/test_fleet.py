@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -219,3 +221,27 @@ def test_what_cannot_be_loaded_ends_all_of_them(tmp_path: Path) -> None:
     with pytest.raises(ScorerLoadError, match="ZeroDivisionError"):
         launch_server({"scorers": [broken], "processes": 2}, listen="127.0.0.1:0")
     assert descendants(os.getpid()) == before
+
+
+def test_one_metrics_page_adds_up_what_all_of_them_count(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = {"scorers": [LENGTH], "processes": 2, "metrics": {"listen": f"127.0.0.1:{port}"}}
+    with launch_server(config, listen="127.0.0.1:0", log_path=tmp_path / "log") as server:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        for _ in range(24):
+            with grpc.insecure_channel(server.endpoint, options) as channel:
+                ask(pb_grpc.RewardServiceStub(channel))
+        counted = page(port)
+        assert counted['reward_server_calls_finished_total{code="OK",method="ScoreGroup"}'] == 24
+        os.kill(min(descendants(server.pid)), signal.SIGKILL)
+        assert wait_until(lambda: len(descendants(server.pid)) == 2, 20)
+        assert page(port)['reward_server_calls_finished_total{code="OK",method="ScoreGroup"}'] == 24
+
+
+def page(port: int) -> dict[str, float]:
+    """The series of a page, by name and labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    series = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in series}

@@ -302,6 +302,16 @@ def test_reflection_tells_what_is_served(start: Start) -> None:
     assert {"reward_server.v1.RewardService", "grpc.health.v1.Health"} <= set(services)
 
 
+def test_reflection_may_be_off_and_health_never_is(start: Start) -> None:
+    server, _ = start(reflection=False)
+    with grpc.insecure_channel(server.endpoint) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+    assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
 def test_a_light_configuration_loads_no_model_library(tmp_path: Path) -> None:
     source = "import sys\n{} f(completions, **_):\n    return [float(any(m in sys.modules for m in {!r}))]\n"
     heavy = ("torch", "transformers", "trl", "numpy")

@@ -335,3 +335,14 @@ async def test_a_lone_surrogate_in_an_exception_does_not_break_the_answer(tmp_pa
         scores = await caller.score(make_group(["\ud83d"]))
     assert statuses(scores) == ["FAILED"]
     assert scores.scorers[0].scores[0].status is Status.FAILED
+
+
+async def test_what_is_the_servers_own_fault_tells_the_caller_nothing_and_the_log_everything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served(LENGTH) as caller:
+        del caller.server._scorers._by_name["short"].place  # a defect of ours
+        code, details = await caller.refusal(make_group(["secret"]))
+    assert code is grpc.StatusCode.INTERNAL
+    assert details == "internal error; the server's log has its traceback"
+    assert "AttributeError" in caplog.text

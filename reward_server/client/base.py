@@ -7,7 +7,9 @@ Opens nothing itself, and retries nothing: that is `retries`.
 from __future__ import annotations
 
 import json
+import os
 import socket
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,11 @@ def _addresses(name: str) -> list[str]:
     return [f"{address[4][0]}:{port}" for address in found]
 
 
+def names_of(group: Group) -> dict[str, str | int]:
+    """What a span says of a group."""
+    return {"run_id": group.run_id, "step": group.step, "group_id": group.group_id, "completions": len(group)}
+
+
 class BaseClient:
     """What both clients share: where the server is, what it takes, and what its answers mean."""
 
@@ -114,7 +121,12 @@ class BaseClient:
         check_target(self._target, tls)
         self._tls = tls
         self._bearer = Bearer(token, token_file)
+        self._name = uuid.uuid4().hex
         self._limits: Limits | None = None
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call brings: the token, and who calls, so that a busy server is fair between ranks."""
+        return (*(self._bearer.metadata() or ()), ("reward-caller", f"{self._name}-{os.getpid()}"))
 
     def encode(self, group: Group) -> pb.ScoreGroupRequest:
         request = wire.encode_group(group)

@@ -15,16 +15,16 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-from reward_server import errors
+from reward_server import errors, tracing
 from reward_server.client.attempts import Attempts
-from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint
+from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint, names_of
 from reward_server.client.credentials import ClientTLS, aio_channel, channel, handshake_failure
 from reward_server.client.retries import HEDGE_CALLS, Counts, HedgeAfter, Retries, is_retryable
 from reward_server.client.timers import Timers
@@ -92,7 +92,7 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
-            response = self._session().stub.GetServerInfo(request, timeout=timeout_s, metadata=self._bearer.metadata())
+            response = self._session().stub.GetServerInfo(request, timeout=timeout_s, metadata=self.metadata())
         except grpc.RpcError as error:
             raise self.error_of(error, timeout_s) from error
         return self.decode_info(response)
@@ -106,9 +106,10 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
+        span, trace = tracing.begun("reward.score", names_of(group))
         attempts = Attempts(
             lambda remaining_s: session.stub.ScoreGroup.future(
-                request, timeout=remaining_s, wait_for_ready=True, metadata=self._bearer.metadata()
+                request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata() + trace
             ),
             session.retries,
             session.timers,
@@ -117,6 +118,7 @@ class RewardClient(BaseClient):
         )
         attempts.start()
         future.add_done_callback(lambda f: attempts.cancel() if f.cancelled() else None)
+        future.add_done_callback(lambda f: tracing.ended(span, CancelledError() if f.cancelled() else f.exception()))
         return future
 
     def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
@@ -208,14 +210,17 @@ class AsyncRewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
-            response = await self._stub().GetServerInfo(request, timeout=timeout_s, metadata=self._bearer.metadata())
+            response = await self._stub().GetServerInfo(request, timeout=timeout_s, metadata=self.metadata())
         except grpc.RpcError as error:
             raise self.error_of(error, timeout_s) from error
         return self.decode_info(response)
 
     async def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
         """Scores a group, trying again until the deadline. Cancelling the task cancels the call on the server."""
-        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        with tracing.span("reward.score", names_of(group), kind="CLIENT"):
+            return await self._score(group, self.timeout_s if timeout_s is None else timeout_s)
+
+    async def _score(self, group: Group, timeout_s: float) -> GroupScores:
         deadline = time.monotonic() + timeout_s
         request = self.encode(group)
         failures: list[Any] = []
@@ -260,7 +265,10 @@ class AsyncRewardClient(BaseClient):
     async def _attempt(self, request: pb.ScoreGroupRequest, deadline: float) -> pb.ScoreGroupResponse:
         began = time.monotonic()
         response = await self._stub().ScoreGroup(
-            request, timeout=max(0.0, deadline - began), wait_for_ready=True, metadata=self._bearer.metadata()
+            request,
+            timeout=max(0.0, deadline - began),
+            wait_for_ready=True,
+            metadata=self.metadata() + tracing.carried(),
         )
         self._retries.answered(time.monotonic() - began)
         return response
