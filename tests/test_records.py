@@ -118,7 +118,7 @@ async def test_a_full_disk_fails_no_call_and_is_logged_once_and_counted(
         async with served(LENGTH, records={"path": str(full)}) as caller:
             for index in range(5):
                 assert (await caller.score(make_group(["ab"], group_id=str(index)))).scorers[0].scores[0].value == 1.0
-            metrics = caller.server._metrics
+            metrics = caller.server.metrics
     [record] = caplog.records
     assert "No space left on device" in record.getMessage()
     assert 'reward_server_records_total{outcome="failed"} 5.0' in metrics.text()
