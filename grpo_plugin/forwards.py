@@ -77,14 +77,24 @@ def find_form(
         if problem:
             logger.warning(f"rows keep TRL's padding and micro-batches, since for this model {problem}")
             return None
-        for form in (Packed(attention, True), Packed(attention, False)):
-            if packs and (shares or not form.shares):
-                problem = trial.problem_of_packing(form)
-                if not problem:
-                    return form
-                what = "a prompt is computed for each completion" if form.shares else "rows are padded"
-                logger.warning(f"{what}, since for this model {problem}")
+        if packs:
+            form = _packed_form(trial, attention, shares)
+            if form is not None:
+                return form
     return Padded(attention, overhead)
+
+
+def _packed_form(trial: _Trial, attention: float, shares: bool) -> Packed | None:
+    shared, plain = Packed(attention, shares=True), Packed(attention, shares=False)
+    problem = trial.problem_of_packing(shared) if shares else None
+    if shares and not problem:
+        return shared
+    if plain_problem := trial.problem_of_packing(plain):
+        logger.warning(f"rows are padded, since for this model {plain_problem}")
+        return None
+    if problem:
+        logger.warning(f"a prompt is computed for each completion, since for this model {problem}")
+    return plain
 
 
 def _width_of(config: Any) -> int:

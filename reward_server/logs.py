@@ -4,7 +4,7 @@ Owns the two formats, and the names of the call in which an event happens: run, 
 is logged; no caller of it logs a prompt, a completion or a token. (A scorer's own exception is logged as it is, and may
 quote what it was given.)
 
-    {"time": "2026-11-24T22:53:10.123Z", "level": "warning", "logger": "reward_server", "message": "…",
+    {"time": "2026-11-24T22:53:10.123Z", "level": "warning", "logger": "reward_server", "process": 1, "message": "…",
      "run_id": "…", "step": 12, "group_id": "…", "exception": "Traceback …"}
 """
 
@@ -40,6 +40,7 @@ class JSONFormatter(logging.Formatter):
             "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            "process": record.process,
             "message": record.getMessage(),
             **(call.get() or {}),
             **getattr(record, "fields", {}),

@@ -102,7 +102,6 @@ class RewardServer:
         self._current = CurrentScorers(ScorerSet(config))
         self._admission = Admission(config.limits.max_queued_completions, config.limits.max_queued_bytes)
         self.metrics = Metrics()
-        self.metrics.follow(self._counters)
         self._page = page_of(config, self._security, self.metrics.registry())
         self._records: Records | None = None
         self.metrics_url: str | None = None
@@ -149,6 +148,8 @@ class RewardServer:
 
     async def load(self) -> None:
         """The first half of startup. Raises ConfigError or ScorerLoadError."""
+        if self._config.records is not None:
+            self._records = Records(self._config.records, self.metrics.recorded)
         await self._current.scorers.load()
 
     async def listen(self) -> None:
@@ -157,8 +158,7 @@ class RewardServer:
         # By default two servers that are started on one port silently share its traffic.
         shares = ("grpc.so_reuseport", int(self._shares_ports))
         quotas = Quotas(self._config.quotas)
-        if self._config.records is not None:
-            self._records = Records(self._config.records, self.metrics.recorded)
+        self.metrics.follow(self._counters)  # now that they are loaded: a page is made in another thread
         self._service = RewardService(
             self._current, self._security, self._admission, self.metrics, quotas, self._records
         )

@@ -52,27 +52,31 @@ def make_tokenizer() -> Any:
     )
 
 
-def save_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """A Qwen2 of some 20,000 parameters and its tokenizer, in a folder that from_pretrained loads."""
+def save_tiny_model(folder: Path, seed: int = 0, kind: str = "qwen2", **options: Any) -> Path:
+    """A causal LM of some 20,000 parameters (a Qwen2 by default) and its tokenizer, in a folder to load from."""
     import torch  # noqa: PLC0415
-    from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
 
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+    }
+    config = AutoConfig.for_model(
+        kind,
+        **{**({"n_embd": 32, "n_layer": 2, "n_head": 2} if kind == "gpt2" else sizes), **options},
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
         initializer_range=0.2,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

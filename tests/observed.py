@@ -1,8 +1,15 @@
-"""What a server shows of itself, as a test reads it: its metrics page as numbers."""
+"""What a server shows of itself, as a test reads it: its metrics page as numbers, its memory."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -40,3 +47,36 @@ class Page:
 
     def label_values(self) -> set[str]:
         return {value for _, labels in self._samples for _, value in labels}
+
+
+class Server:
+    """A server in a process of its own, that has a page."""
+
+    def __init__(self, pid: int, endpoint: str, url: str):
+        self._pid = pid
+        self._url = url
+        self.endpoint = endpoint
+
+    def page(self) -> Page:
+        return Page.at(self._url)
+
+    def memory_mib(self) -> float:
+        """What it holds resident."""
+        status = Path(f"/proc/{self._pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@contextmanager
+def served_by_cli(*arguments: str) -> Iterator[Server]:
+    """`reward-server serve` with these arguments; it drains at the end of the block, and nothing may be cut."""
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "reward_server.cli", "serve", "--ready-fd", str(write), *arguments]
+    with subprocess.Popen(command, pass_fds=[write]) as process:
+        os.close(write)
+        try:
+            with open(read) as ready:
+                answer = json.loads(ready.readline())
+            yield Server(process.pid, answer["endpoints"][0], answer["metrics"])
+        finally:
+            process.terminate()
+    assert process.returncode == 0

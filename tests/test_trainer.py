@@ -1,4 +1,7 @@
-"""RemoteGRPOTrainer on one rank: TRL's numbers, with our features off and with the service in place of functions."""
+"""RemoteGRPOTrainer on one rank: TRL's numbers, with our features off and with the service in place of functions.
+
+Token batches are off here, but for their own tests (test_step.py): their sums are TRL's up to rounding only.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def train(
 
 def remote(tmp_path: Path, server: Any = None, **changes: Any) -> RemoteGRPOConfig:
     endpoint = {} if server is None else {"reward_endpoint": server.endpoint}
-    return RemoteGRPOConfig(str(tmp_path / "ours"), **{**ARGS, **endpoint, **changes})
+    return RemoteGRPOConfig(str(tmp_path / "ours"), **{**ARGS, "token_batches": False, **endpoint, **changes})
 
 
 def stock(tmp_path: Path, **changes: Any) -> GRPOConfig:
@@ -80,7 +83,8 @@ def test_with_local_rewards_only_the_weights_are_those_of_stock_trl(
     tiny_model: str, tmp_path: Path, config: type
 ) -> None:
     rewards = [scoring.vowels, scoring.even_length]
-    args = config(str(tmp_path / "ours"), **ARGS, beta=0.04)
+    off = {"token_batches": False} if config is RemoteGRPOConfig else {}
+    args = config(str(tmp_path / "ours"), **ARGS, **off, beta=0.04)
     ours = train(RemoteGRPOTrainer, tiny_model, args, list(rewards))
     theirs = train(GRPOTrainer, tiny_model, stock(tmp_path, beta=0.04), list(rewards))
     assert moved(ours, tiny_model)
@@ -365,3 +369,8 @@ def test_a_deadline_that_would_outlast_the_process_group_is_refused_with_both_nu
 def test_a_plain_config_has_our_defaults() -> None:
     assert setting(None, "kl_anchor") == "reference"
     assert setting(None, "reward_endpoint") is None
+
+
+def test_a_plain_config_has_trls_own_micro_batches(tmp_path: Path) -> None:
+    assert setting(stock(tmp_path), "token_batches") is False
+    assert setting(RemoteGRPOConfig(str(tmp_path), **ARGS), "token_batches") is True

@@ -32,6 +32,7 @@ ARGS = {
     "activation_checkpointing": False,
     "ddp_timeout": 120,
     "reward_timeout_s": 60.0,
+    "token_batches": False,  # its own tests, in test_step_exactness.py, are up to rounding
 }
 OURS = {
     *("reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure", "max_failure_rate"),

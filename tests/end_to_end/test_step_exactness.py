@@ -7,11 +7,14 @@ ranks. Plain SGD, since Adam divides a gradient that is zero but for rounding by
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_ranks import ARGS, largest_difference, start_weights, train
+
+from conftest import function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,7 +36,7 @@ OFF_POLICY = {"steps_per_generation": 4, "num_iterations": 2}
 def pair(model: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The specs of stock TRL and of this trainer, alike but for the micro-batches."""
     run = {"model": model, "rewards": ["signal_in_half"], "rollout": "skewed"}
-    ours = {**ARGS, **SGD, **changes}
+    ours = {**ARGS, **SGD, "token_batches": True, **changes}
     return {**run, "trainer": "stock", "args": dict(ours)}, {**run, "trainer": "remote", "args": dict(ours)}
 
 
@@ -73,6 +76,25 @@ def all_losses() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("accelerate", ["cpu", "cpu_ddp"])
 def test_weights_are_stock_trls_for_every_loss_and_level(tiny_model: str, tmp_path: Path, accelerate: str) -> None:
     found = differences(tmp_path, accelerate, tiny_model, all_losses())
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.parametrize("accelerate", ["cpu", "cpu_ddp"])
+def test_with_failed_scores_token_batches_leave_out_what_trls_micro_batches_mask(
+    tiny_model: str, tmp_path: Path, serve: Callable[..., Any], accelerate: str
+) -> None:
+    remote = {"reward_endpoint": [serve(function("flaky")).endpoint], "max_failure_rate": 1.0}
+    specs = {}
+    cases = {loss: {"loss_type": loss, **OFF_POLICY} for loss in LOSSES}
+    cases["kl to the old policy"] = {"beta": 0.1, "kl_anchor": "old", **OFF_POLICY}
+    cases["a step over generations"] = {"steps_per_generation": 3, "gradient_accumulation_steps": 2}
+    for name, changes in cases.items():
+        _, spec = pair(tiny_model, **remote, **changes)
+        spec["rewards"] = []
+        specs[f"on {name}"], specs[f"off {name}"] = spec, {**spec, "args": {**spec["args"], "token_batches": False}}
+    results = train(tmp_path, accelerate, **specs)
+    assert sum(log.get("reward/dropped", 0) for log in results["on grpo"][1]["log"]) > 0
+    found = {name: largest_difference(results[f"on {name}"][0], results[f"off {name}"][0]) for name in cases}
     assert max(found.values()) < 1e-5, found
 
 
