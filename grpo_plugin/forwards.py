@@ -17,7 +17,7 @@ import torch
 from accelerate.logging import get_logger
 
 from grpo_plugin.batches import Form, Packed, Padded, Rows, attention_cost
-from grpo_plugin.packing import pack, register
+from grpo_plugin.packing import STANDS_IN_FOR, pack, register
 from grpo_plugin.windows import prompt_numbers
 
 logger = get_logger(__name__)
@@ -77,7 +77,8 @@ def find_form(
         if problem:
             logger.warning(f"rows keep TRL's padding and micro-batches, since for this model {problem}")
             return None
-        if packs:
+        # Kernels of variable length take half precision; elsewhere a GPU would launch one for each row.
+        if packs and (half or device.type == "cpu"):
             form = _packed_form(trial, attention, shares)
             if form is not None:
                 return form
@@ -142,8 +143,8 @@ class _Trial:
         return self._difference(alone, self._expected[-1:], "log-probabilities depend on padding")
 
     def problem_of_packing(self, form: Packed) -> str | None:
-        if self._implementation not in ("sdpa", "flash_attention_2", "flash_attention_3"):
-            return f"attention {self._implementation!r} takes no packed rows (sdpa and flash attention do)"
+        if self._implementation not in STANDS_IN_FOR:
+            return f"attention {self._implementation!r} takes no packed rows ({', '.join(STANDS_IN_FOR)} do)"
         register()
         try:
             found, _ = packed_forward(self._model, self._ids, self._mask, self._width, form, self._autocast)

@@ -184,13 +184,13 @@ class _Builder:
 
 # ------------------------------------------------------------------------------------------------------------ attention
 
-_STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3")
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cache", "head_mask")
 
 
 def register() -> None:
     """Makes the attention implementations that it stands in for take `segments`. Again does nothing."""
-    for name in _STANDS_IN_FOR:
+    for name in STANDS_IN_FOR:
         original = ALL_ATTENTION_FUNCTIONS[name]
         if not isinstance(original, _Attention):
             ALL_ATTENTION_FUNCTIONS.register(name, _Attention(name, original))

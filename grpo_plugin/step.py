@@ -63,6 +63,10 @@ class TokenBatchTrainer(GRPOTrainer):
     _form_found: tuple[Form | None] | None = None
     _kl_beta = 0.0
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._schedule, self._calls_in_step = (), 0  # what a run that was stopped within a step may have left
+        return super().train(*args, **kwargs)
+
     # --------------------------------------------------------------------------------------------- one call of the loop
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -150,7 +154,7 @@ class TokenBatchTrainer(GRPOTrainer):
             return [trimmed(batch, self.pad_to_multiple_of) for batch in batches]
         window = Window.of(batches, self._ranks)
         if window is None:
-            logger.warning_once("a batch that holds images, or an empty prompt, goes TRL's way")
+            logger.warning_once("a batch with images, an empty prompt or an advantage a token goes TRL's way")
             return batches
         reason = reason_to_keep_rows(self, batches[0], bool(self._kl_beta))
         if reason:

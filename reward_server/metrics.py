@@ -52,6 +52,7 @@ FOLLOWED = {
         "tokens": ("batched_tokens", "Tokens in those batches, without padding."),
         "padded_tokens": ("padded_tokens", "Tokens that they cost; `batched_tokens` divided by this is the fill."),
         "dropped": ("dropped_rows", "Completions that left before the model saw them: their callers were gone."),
+        "busy_s": ("device_busy_seconds", "Seconds in which devices computed batches, added up over the devices."),
         "overdue": ("overdue_batches", "Batches that outlasted the limit."),
     },
     "cache": {

@@ -58,6 +58,23 @@ ALLOWED = {
     "reward_server/records.py": {"config", "errors", "types"},
     "reward_server/logs.py": set(),
 }
+# The same for the trainer's: pure parts below, TRL's trainer in layers above.
+PLUGIN_ALLOWED = {
+    "grpo_plugin/batches.py": set(),
+    "grpo_plugin/packing.py": set(),
+    "grpo_plugin/policies.py": set(),
+    "grpo_plugin/exactness.py": set(),
+    "grpo_plugin/survivors.py": {"policies"},
+    "grpo_plugin/windows.py": {"batches", "survivors"},
+    "grpo_plugin/step_metrics.py": {"windows"},
+    "grpo_plugin/forwards.py": {"batches", "packing", "windows"},
+    "grpo_plugin/step.py": {
+        *("batches", "config", "exactness", "forwards", "step_metrics", "survivors", "windows"),
+    },
+    "grpo_plugin/kl.py": {"config", "step"},
+    "grpo_plugin/leaving.py": {"failures", "kl", "survivors"},
+    "grpo_plugin/ahead.py": {"config", "groups", "leaving", "rewards"},
+}
 PLUGIN_SEES = {"client", "launch", "supervise", "types", "errors"}
 
 
@@ -87,6 +104,12 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
     for path in files(room):
         extra = imported_rooms(path, "reward_server") - ALLOWED[room] - {"__version__"}
         assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
+
+
+@pytest.mark.parametrize("room", PLUGIN_ALLOWED)
+def test_a_room_of_the_trainer_imports_only_the_rooms_below_it(room: str) -> None:
+    extra = imported_rooms(ROOT / room, "grpo_plugin") - PLUGIN_ALLOWED[room]
+    assert not extra, f"{room} imports {sorted(extra)}"
 
 
 def test_the_server_never_imports_the_plugin() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import trl
 from accelerate.logging import MultiProcessAdapter
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
@@ -17,6 +20,7 @@ from builders import make_dataset, save_tiny_model
 from end_to_end.ranks import skewed_rollout
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from grpo_plugin.batches import Packed, Padded
+from grpo_plugin.windows import COMPLETION_FIELDS, PROMPT_FIELDS
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +40,13 @@ ARGS = {
     "use_cpu": True,
     "bf16": False,
     "gradient_checkpointing": False,
+}
+
+
+# What batches with images have beside: those go TRL's way.
+IMAGES = {
+    *("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "token_type_ids"),
+    *("mm_token_type_ids", "image_position_ids", "num_images", "num_tiles"),
 }
 
 
@@ -79,6 +90,34 @@ def both(folder: Path, model: str, ours: dict[str, Any] | None = None, **changes
 def largest_difference(a: Any, b: Any) -> float:
     pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
     return max((x - y).abs().max().item() for x, y in pairs)
+
+
+# ------------------------------------------------------------------------------------------ what this leans on in TRL
+
+
+def test_trl_still_takes_a_micro_batch_a_call_from_its_buffer() -> None:
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    taken = "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]"
+    assert taken in source, f"TRL {trl.__version__} takes micro-batches from elsewhere: TokenBatchTrainer must follow"
+    source = inspect.getsource(GRPOTrainer.training_step)
+    for line in ("self._step += 1", "self._current_train_step_time += time_after - time_before"):
+        assert line in source, f"TRL {trl.__version__} keeps other accounts of a step: {line!r} is gone"
+
+
+def test_trls_batches_still_hold_what_windows_know() -> None:
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    found = set(re.findall(r'output\["(\w+)"\] =', source)) - IMAGES
+    known = {*COMPLETION_FIELDS, *PROMPT_FIELDS}
+    assert found <= known, f"TRL {trl.__version__} gives batches {sorted(found - known)}: say in windows what they are"
+
+
+def test_trl_still_asks_for_log_probs_by_these_names() -> None:
+    names = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
+    assert names[:8] == [*expected, "compute_aux_loss"], f"TRL {trl.__version__} changed what log-probs are asked with"
+
+
+# ------------------------------------------------------------------------------------------ the same from fewer tokens
 
 
 def test_rows_without_signal_are_left_out_and_half_the_forwards_with_them(tiny_model: str, tmp_path: Path) -> None:

@@ -104,7 +104,11 @@ def test_the_constructor_takes_what_trl_takes() -> None:
         ("_generate", ["self", "prompts"]),
         ("_generate_and_score_completions", ["self", "inputs"]),
         ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+        ("_prepare_inputs", ["self", "generation_batch"]),
+        ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
+        ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
         ("_compute_loss", ["self", "model", "inputs"]),
+        ("get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
         ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),
     ],
 )

@@ -75,9 +75,8 @@ def main() -> None:
                         seconds = run(name, model, server.endpoint, options.steps, ahead)
                         found.setdefault((latency_s, ahead), []).append(seconds)
     work_s = statistics.median(found[0.0, 1])
-    print(
-        f"\na step's own work, C: {work_s:.2f} s\n{'latency L':>10}{'on policy':>12}{'ahead':>10}{'max(L, C)':>12}{'ratio':>8}"
-    )
+    print(f"\na step's own work, C: {work_s:.2f} s")
+    print(f"{'latency L':>10}{'on policy':>12}{'ahead':>10}{'max(L, C)':>12}{'ratio':>8}")
     for latency_s in latencies[1:]:
         on_policy_s, ahead_s = (statistics.median(found[latency_s, ahead]) for ahead in (0, 1))
         bound_s = max(latency_s, work_s)
