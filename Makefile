@@ -11,14 +11,15 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[train,deepspeed,server,dev]'
+		--editable '.[train,deepspeed,server,relevance,dev]'
 	touch $@
 
 quickstart: setup
 	$(BIN)/grpo quickstart
 
+# Two processes of tests: half of a test's time is waiting for something that it started.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The tests that need no trainer and no subprocess ranks: seconds, for while you work.
 test-fast: setup

@@ -61,6 +61,7 @@ class TokenBatchTrainer(GRPOTrainer):
     _due: list[Batch] | None = None
     _calls_in_step = 0
     _form_found: tuple[Form | None] | None = None
+    _step_metrics: StepMetrics | None = None
     _kl_beta = 0.0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +78,8 @@ class TokenBatchTrainer(GRPOTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        batch = self._prepare_inputs(inputs)
-        self._due = self._next_due(batch)
+        self._prepare_inputs(inputs)  # generates if that is due
+        self._due = self._next_due()
         self._current_train_step_time += time.perf_counter() - began  # TRL 1.16, line 1514: its step_time
         try:
             if self._due:
@@ -128,7 +129,7 @@ class TokenBatchTrainer(GRPOTrainer):
 
     # ---------------------------------------------------------------------------------------------------- micro-batches
 
-    def _next_due(self, batch: Batch) -> list[Batch]:
+    def _next_due(self) -> list[Batch]:
         """The micro-batches of this call; makes those of the whole window in its first."""
         if not self._schedule:
             # TRL 1.16, line 1541: an item of `_buffered_inputs` a call, `steps_per_generation` of them a generation.
@@ -180,7 +181,8 @@ class TokenBatchTrainer(GRPOTrainer):
 
     @property
     def _ranks(self) -> Ranks:
-        return Ranks(self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.gather)
+        accelerator = self.accelerator
+        return Ranks(accelerator.process_index, accelerator.num_processes, accelerator.gather, accelerator.device)
 
     # ------------------------------------------------------------------------------------------------------------- loss
 
@@ -208,7 +210,7 @@ class TokenBatchTrainer(GRPOTrainer):
         if census is None:
             yield
             return
-        if not hasattr(self, "_step_metrics"):
+        if self._step_metrics is None:
             self._step_metrics = StepMetrics()
         accelerator, sequences = self.accelerator, self.importance_sampling_level == "sequence"
         self.accelerator = UnevenRows(accelerator, census.most_rows) if accelerator.num_processes > 1 else accelerator
@@ -238,10 +240,9 @@ class TokenBatchTrainer(GRPOTrainer):
         return self._form_found[0]
 
     def _trls_log_probs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> torch.Tensor:
-        found: torch.Tensor = super()._get_per_token_logps_and_entropies(self.model, input_ids, attention_mask, width)[
-            0
-        ]
-        return found
+        log_probs: torch.Tensor
+        log_probs, _, _ = super()._get_per_token_logps_and_entropies(self.model, input_ids, attention_mask, width)
+        return log_probs
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -256,19 +257,12 @@ class TokenBatchTrainer(GRPOTrainer):
     ) -> Any:
         # TRL 1.16, line 1419. Called without gradient for the old and reference log-probabilities of a generation, in
         # chunks of `batch_size`, and with gradient for one micro-batch.
-        ours = (
-            setting(self.args, "token_batches")
-            and self.model.training
-            and not compute_aux_loss
-            and all(value is None for value in multimodal.values())
-            and self._form is not None
-        )
-        if ours and not torch.is_grad_enabled() and not compute_entropy:
+        form = self._form if setting(self.args, "token_batches") and self.model.training else None
+        known = not compute_aux_loss and all(value is None for value in multimodal.values())
+        if form is not None and not torch.is_grad_enabled() and not compute_entropy and self._ranks.all(known):
             return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
-        if ours and torch.is_grad_enabled() and isinstance(self._form, Packed):
-            found = packed_forward(
-                model, input_ids, attention_mask, logits_to_keep, self._form, self.accelerator.autocast
-            )
+        if isinstance(form, Packed) and torch.is_grad_enabled() and known:
+            found = packed_forward(model, input_ids, attention_mask, logits_to_keep, form, self.accelerator.autocast)
             return *found, None
         return super()._get_per_token_logps_and_entropies(
             model,

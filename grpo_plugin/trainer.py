@@ -41,6 +41,7 @@ from grpo_plugin.outcome import Outcome
 from grpo_plugin.policies import Raise, policy_of
 from grpo_plugin.rewards import Pending, exchange, submit
 from grpo_plugin.survivors import leave_out, zero_std_share
+from reward_server import tracing
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.types import Group, Status
 
@@ -171,6 +172,10 @@ class RemoteGRPOTrainer(AheadTrainer):
         return _as_list(given) + [None] * len(self._connection.scorers)
 
     # ----------------------------------------------------------------------------------------------- submit and collect
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with tracing.span("grpo.batch", {"step": self.state.global_step, "mode": self._mode}):
+            return super()._generate_and_score_completions(inputs)
 
     def _send(self, prompts: list[Any], generated: Any) -> tuple[Pending, Layout] | None:
         if self._connection is None:

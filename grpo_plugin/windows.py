@@ -63,6 +63,11 @@ class Ranks:
     rank: int
     count: int
     gather: Callable[[torch.Tensor], torch.Tensor]
+    device: torch.device | str = "cpu"
+
+    def all(self, fact: bool) -> bool:
+        """Whether it is so on every rank: one may hold images where another's rows have none."""
+        return fact if self.count == 1 else bool(self.gather(torch.tensor([fact], device=self.device)).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +124,9 @@ class Window:
     def of(cls, batches: Sequence[dict[str, Any]], ranks: Ranks) -> Window | None:
         """None where a batch holds what cannot be rearranged (images), or a prompt is empty; alike on all ranks."""
         merged = _merged(batches)
-        if merged is None:
+        if not ranks.all(merged is not None):
             return None
+        assert merged is not None
         fields, values = merged
         table = Table.of(fields, ranks)
         if (table.rows.prompt_tokens_R == 0).any():

@@ -71,6 +71,22 @@ class TLSConfig(BaseModel):
     _paths = field_validator("cert", "key", "client_ca")(_in_folder)
 
 
+class CacheConfig(BaseModel):
+    """Scores that are kept by content and given again. Only those of scorers that are deterministic are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_bytes: int = Field(256 << 20, gt=0, description="Memory that kept scores may take, in bytes.")
+    path: Path | None = Field(
+        None,
+        description="A file for them, which outlasts the server and which several servers of this machine may share. "
+        "It is written as it needs be; not on a network's file system. Unset, they are in memory only.",
+    )
+    max_disk_bytes: int = Field(4 << 30, gt=0, description="Size of that file; beyond it the oldest scores leave.")
+
+    _paths = field_validator("path")(_in_folder)
+
+
 class MetricsConfig(BaseModel):
     """A page for Prometheus: counts and times by scorer, code and status; no text, run or token."""
 
@@ -137,6 +153,11 @@ class ServerConfig(BaseModel):
         "the score. Unset, only the system's out-of-memory killer stops a worker.",
     )
     limits: LimitsConfig = Field(LimitsConfig(), description="What a caller may send.")
+    cache: CacheConfig | None = Field(
+        None,
+        description="Keep the scores of deterministic scorers: on, or any of max_bytes, path, max_disk_bytes. Off if "
+        "unset: sampled completions seldom repeat, and a scorer that is wrongly held deterministic would be frozen.",
+    )
     listen: tuple[str, ...] = Field(
         (DEFAULT_LISTEN,), min_length=1, description="Addresses, each host:port or unix:path; port 0 takes a free one."
     )
@@ -176,6 +197,11 @@ class ServerConfig(BaseModel):
     )
 
     _paths = field_validator("tokens_file")(_in_folder)
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
 
     @field_validator("listen", mode="before")
     @classmethod

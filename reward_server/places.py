@@ -61,7 +61,8 @@ class LoopPlace:
             return await self._run(group, time.perf_counter() - asked)
 
     async def close(self) -> None:
-        self._scorer.close()
+        if (closing := self._scorer.close()) is not None:
+            await closing
 
     async def _run(self, group: Group, queued_s: float) -> Timed:
         began = time.perf_counter()

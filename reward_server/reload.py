@@ -29,7 +29,7 @@ log = logging.getLogger("reward_server")
 _LOAD_TIMEOUT_S = 900.0
 
 # What a reload takes over. The rest belongs to the sockets and to processes that a switch between groups leaves alone.
-_RELOADED = frozenset({"scorers", "workers", "worker_memory_bytes", "limits", "drain_grace_s"})
+_RELOADED = frozenset({"scorers", "workers", "worker_memory_bytes", "cache", "limits", "drain_grace_s"})
 
 
 class CurrentScorers:

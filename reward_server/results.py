@@ -115,6 +115,21 @@ def checked(answer: Any, expected: int) -> Result:
     return Result(scores, _metrics(answer.metrics), _extra(answer.extra, expected))
 
 
+def joined(results: Sequence[Result]) -> Result:
+    """Results of one completion each as that of their group: metrics averaged, extra columns None where absent."""
+    metric_names = dict.fromkeys(name for result in results for name in result.metrics)
+    extra_names = dict.fromkeys(name for result in results for name in result.extra)
+    return Result(
+        tuple(score for result in results for score in result.scores),
+        {name: _mean([r.metrics[name] for r in results if name in r.metrics]) for name in metric_names},
+        {name: [r.extra[name][0] if name in r.extra else None for r in results] for name in extra_names},
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _is_sound(score: Any) -> bool:
     if type(score) is not Score or type(score.message) is not str:
         return False

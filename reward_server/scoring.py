@@ -19,15 +19,19 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from reward_server import __version__, tracing
+from reward_server.cache import Cache
+from reward_server.composing import CompositePlace
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
 from reward_server.metrics import Metrics, Source
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
 from reward_server.quarantine import Quarantine
-from reward_server.results import Card, NoResultError, Timed
+from reward_server.results import Card, NoResultError, Timed, joined
 from reward_server.scorers.base import Place, Result, Scorer, failed
+from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
+from reward_server.store import Store
 from reward_server.tasks import all_of
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo, Status
 from reward_server.workers import WorkerPool
@@ -40,12 +44,18 @@ _NOT_TRIED = NoResultError(Status.FAILED, "")
 class ScorerSet:
     """S scorers, each in its place."""
 
-    def __init__(self, config: ServerConfig):
+    def __init__(self, config: ServerConfig, keep: bool = True):
+        """With `keep` false nothing is left behind and nothing found: no cache, and no composite gathers."""
         self._config = config
+        self._keep = keep
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
-        in_workers = [scorer.options for scorer in self._scorers if scorer.place is Place.WORKER]
+        in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is Place.WORKER]
         self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
+        self.cache = _cache(config) if keep else None
+        """None if it is off."""
+        self._served: list[_Served] = []
+        """Parts of composites too, those before their composite."""
         self._by_name: dict[str, _Served] = {}
         self._info: ServerInfo | None = None
 
@@ -67,11 +77,12 @@ class ScorerSet:
     async def load(self) -> None:
         """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
         try:
+            if self.cache:
+                await self.cache.open()
             if self._pool:
                 await self._pool.start()
             for scorer in self._scorers:
-                place = self._place(scorer)
-                self._by_name[scorer.name] = _Served(scorer, await place.load(), place)
+                self._by_name[scorer.name] = await self._serve(scorer)
         except BaseException:
             await self.close()
             raise
@@ -81,7 +92,9 @@ class ScorerSet:
 
     async def close(self) -> None:
         """Ends the workers and frees what the scorers hold."""
-        for served in self._by_name.values():
+        if self.cache:
+            await self.cache.close()
+        for served in self._served:
             try:
                 await served.place.close()
             except Exception:
@@ -137,6 +150,16 @@ class ScorerSet:
                 )
         return [served for name, served in self._by_name.items() if name in group.scorers]
 
+    async def _serve(self, scorer: Scorer) -> _Served:
+        if isinstance(scorer, CompositeScorer):  # its parts are cached, and it costs nothing beyond them
+            place: Running = CompositePlace(scorer, [await self._serve(part) for part in scorer.parts], self._keep)
+            served = _Served(scorer, await place.load(), place, None)
+        else:
+            place = self._place(scorer)
+            served = _Served(scorer, await place.load(), place, self.cache)
+        self._served.append(served)
+        return served
+
     def _place(self, scorer: Scorer) -> Running:
         if scorer.place is Place.LOOP:
             return LoopPlace(scorer)
@@ -146,13 +169,28 @@ class ScorerSet:
         return WorkerPlace(scorer, self._pool)
 
 
+def _with_parts(scorers: Sequence[Scorer]) -> Iterator[Scorer]:
+    for scorer in scorers:
+        yield scorer
+        if isinstance(scorer, CompositeScorer):
+            yield from _with_parts(scorer.parts)
+
+
+def _cache(config: ServerConfig) -> Cache | None:
+    if config.cache is None:
+        return None
+    store = Store(config.cache.path, config.cache.max_disk_bytes) if config.cache.path else None
+    return Cache(config.cache.max_bytes, store)
+
+
 class _Served:
     """One scorer in its place, with what a group is worth that it fails on."""
 
-    def __init__(self, scorer: Scorer, card: Card, place: Running):
+    def __init__(self, scorer: Scorer, card: Card, place: Running, cache: Cache | None):
         self.scorer = scorer
         self.place = place
         self._quarantine = Quarantine()
+        self._cached = cache.of(scorer, card) if cache and card.deterministic else None
         self.info = ScorerInfo(
             scorer.name,
             scorer.options.type,
@@ -168,6 +206,11 @@ class _Served:
         return ScorerScores(info.name, info.version, info.weight, result.scores, result.metrics, result.extra)
 
     async def score(self, group: Group) -> Timed:
+        if self._cached is not None:
+            return await self._cached.score(group, self._score)
+        return await self._score(group)
+
+    async def _score(self, group: Group) -> Timed:
         if not self.info.group_aware and len(group) > 1 and self._quarantine.holds(group, whole=False):
             return await self._score_one_by_one(group, _NOT_TRIED)
         try:
@@ -183,7 +226,7 @@ class _Served:
         alone = [dataclasses.replace(group, completions=(completion,)) for completion in group.completions]
         answers = await all_of(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
         return Timed(
-            _joined([timed.result for timed in answers]),
+            joined([timed.result for timed in answers]),
             max(timed.queued_s for timed in answers),
             max(timed.compute_s for timed in answers),
         )
@@ -221,18 +264,3 @@ async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> Timed:
         note(timed)
         span.set_attributes({"queued_s": timed.queued_s, "compute_s": timed.compute_s})
         return timed
-
-
-def _joined(results: Sequence[Result]) -> Result:
-    """Results of one completion each as that of their group: metrics averaged, extra columns None where absent."""
-    metric_names = dict.fromkeys(name for result in results for name in result.metrics)
-    extra_names = dict.fromkeys(name for result in results for name in result.extra)
-    return Result(
-        tuple(score for result in results for score in result.scores),
-        {name: _mean([r.metrics[name] for r in results if name in r.metrics]) for name in metric_names},
-        {name: [r.extra[name][0] if name in r.extra else None for r in results] for name in extra_names},
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

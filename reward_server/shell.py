@@ -132,7 +132,7 @@ def _lines(text: str, path: str) -> Iterator[tuple[str, Any]]:
 
 
 async def _check(config: ServerConfig, sample: str | None) -> int:
-    scorers = ScorerSet(config)
+    scorers = ScorerSet(config, keep=False)
     await scorers.load()
     try:
         print(f"configuration {scorers.info.config_digest[:12]}: {len(scorers.info.scorers)} scorers are loaded")

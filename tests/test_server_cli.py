@@ -144,7 +144,7 @@ def test_check_tells_every_scorer_and_scores_a_sample(config: Any, capsys: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["math", "heuristics", "functions"])
+@pytest.mark.parametrize("name", ["math", "heuristics", "functions", "composite"])
 def test_check_accepts_the_shipped_configurations(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--config", str(CONFIGS / f"{name}.yaml")]) == 0, capsys.readouterr().err
 

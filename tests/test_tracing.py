@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -11,10 +13,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from builders import make_group
+from builders import make_dataset, make_group
+from conftest import function as server_function
+from grpo_plugin import RemoteGRPOTrainer
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import InvalidGroupError
 from test_service import LENGTH, function, served
+from test_trainer import remote
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +53,21 @@ def chains(spans: InMemorySpanExporter) -> set[str]:
 
 
 WHOLE = {f"step > reward.score > reward.serve > reward.scorer {name}" for name in ("short", "obeys")}
+
+
+@pytest.mark.slow
+def test_a_trainers_batch_is_the_root_of_its_groups(
+    spans: InMemorySpanExporter, tiny_model: str, tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    trainer = RemoteGRPOTrainer(
+        tiny_model,
+        args=remote(tmp_path, serve(server_function("vowels")), max_steps=1),
+        train_dataset=make_dataset(),
+    )
+    trainer.train()
+    assert chains(spans) == {"grpo.batch > reward.score"}, "the server's half is another process's"
+    root = next(span for span in spans.get_finished_spans() if span.name == "grpo.batch")
+    assert dict(root.attributes or {}) == {"step": 0, "mode": "train"}
 
 
 async def test_a_threads_call_is_one_trace_from_the_step_to_each_scorer(spans: InMemorySpanExporter) -> None:

@@ -82,7 +82,7 @@ class Scorer(ABC, Generic[OptionsT]):
     Options: ClassVar[type[ScorerOptions]] = ScorerOptions
     place: Place = Place.WORKER
     deterministic: bool = True
-    """The same group always gets the same scores."""
+    """The same group gets the same scores in every run and at every step. Where `cache` is on, they are kept."""
     group_aware: bool = False
     """A completion's score depends on its siblings."""
 
@@ -143,8 +143,9 @@ class Scorer(ABC, Generic[OptionsT]):
     def score(self, group: Group) -> Result | Awaitable[Result]:
         """Scores one group. May raise: the service turns that into FAILED for all G completions."""
 
-    def close(self) -> None:
-        """Frees what `load` took."""
+    def close(self) -> Awaitable[None] | None:
+        """Frees what `load` took. May be async where it runs on the event loop."""
+        return None
 
 
 def text_of(content: Content) -> str:

@@ -60,7 +60,9 @@ class FunctionOptions(ScorerOptions):
     )
     concurrency: int | None = Field(None, ge=1, description="Most groups it scores at once; the server's if unset.")
     deterministic: bool = Field(
-        False, description="The same group always gets the same scores, so that they may be cached."
+        False,
+        description="The same group gets the same scores at every step and in every run, so that they may be cached. "
+        "Its version is a digest of its own file: with cache.path set, what the file imports must not change either.",
     )
     required_columns: tuple[str, ...] = Field(
         (), description="Columns it needs beyond those that its signature names, such as kwargs['answer']."

@@ -1,18 +1,26 @@
 r"""The scorer `math`: is the final answer of a completion the one in a column?
 
-Owns the rules for what a final answer is, and what of it is handed to math-verify for comparing. Knows nothing of time
-limits: what hangs in the algebra is killed by the service with the process that it runs in.
+Owns the rules for what a final answer is, and what of it is handed to math-verify for comparing. What comparing may
+cost is `math_limits`'.
 
 The final answer of a completion, which scores 1 if it equals the gold one and 0 if not, or if there is none:
 
 1. After a `</think>`, only what follows it is read.
-2. Marked answers are `\boxed{…}` and GSM8K's `#### …`; the last mark in the text holds the answer, whatever it holds.
+2. Marked answers are `\boxed{…}` and GSM8K's `#### …`; the last mark in the text holds the answer, whatever it holds,
+   and a box that is not closed holds none.
 3. Without a mark it is the last formula (`$…$`, `\(…\)`, `\[…\]`) or number of the text: "it is 5. No, 6" answers 6.
-   Whoever lets a policy learn from this should know that it rewards any text which happens to end on the number; set
-   `formats: [boxed]` to ask for a mark.
-4. Several values are one answer, a set: "5, 6 or 7" equals neither 5 nor 6, and equals a gold answer of 5, 6, 7.
-5. Equal is what math-verify holds equal: 1/2 = 0.5 = \frac{1}{2}, 50 = 50\%, x = 5 is 5, 1,080 is 1080. Units and
-   currencies are dropped. Answers that would take an age to work out (9^{9^9}, integrals, sums) are wrong.
+   Whoever lets a policy learn from this should know that it rewards any text which happens to end on the number ("see
+   page 5"); set `formats: [boxed]` to ask for a mark.
+4. Several values are one answer, a set: "5, 6 or 7" equals neither 5 nor 6, and equals a gold answer of 5, 6, 7. So a
+   list of all numbers is wrong; written one a line it answers with its last. A range, a bound and what is vague ("5 or
+   more", x ≤ 5, 5 ± 1) is no 5.
+5. Equal is what math-verify holds equal: 1/2 = 0.5 = \frac{1}{2}, 50 and 0.5 = 50\%, 1,080 is 1080. Decimals are
+   compared to six places. Of an equation the last right side counts: x = 5 is 5. Units and currencies are dropped. A
+   formula with variables equals no number.
+6. LaTeX that does not parse (\frac{5}{}), or is longer or deeper than anything right, is wrong. So is what would take
+   an age to work out, which is told by its form, before any algebra: numbers beyond 10,000 bits (9^{9^9}, (10^9)!),
+   formulas of more than 200 terms ((x+1)^{1000}), sums, integrals and the like.
+7. What takes an age all the same is TIMEOUT after `answer_timeout_s` of processor time. It costs its own score only.
 
 A gold answer is taken from its mark if it has one (GSM8K's whole solution will do), else the whole of it is one. A
 list of gold answers accepts any of them. A gold answer that cannot be read leaves the completion without a score
@@ -22,7 +30,6 @@ list of gold answers accepts any of them. A gold answer that cannot be read leav
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -30,13 +37,13 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_scores
-from reward_server.types import Group
+from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_score
+from reward_server.scorers.math_limits import OutOfTimeError, cpu_limit, is_affordable
+from reward_server.types import Group, Score, Status
 
 Format = Literal["boxed", "hashes", "plain"]
 MAX_ANSWER_CHARS = 500
 MAX_NESTING = 20  # the LaTeX parser takes seconds from a few hundred brackets on
-MAX_BITS = 10_000  # a number of three thousand digits; sympy takes seconds from a hundred thousand on
 
 _BOXED = r"\\f?boxed\s*\{"
 _HASHES = r"####[ \t]*(?=[-+−$€£\\(\[{.\d])"  # not a Markdown heading of the fourth level
@@ -55,6 +62,13 @@ _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\[,;: !]|\u00a0|\u202f|\u2009|~|,)(?=
 _UNIT = re.compile(
     r"(?P<value>[-+]?[\d.]+(?:/\d+)?)\s+(?!(?:pi|sqrt|sin|cos|tan|log|ln|exp|or|and)\b)[A-Za-z][a-z .]*[a-z]"
 )
+_VAGUE = re.compile(
+    r"\b(?:(?:or|and) (?:more|less|fewer|so|above|below)\b|(?:at least|at most|up to|(?:more|less|fewer) than)\W*\d)"
+)
+# What the parser works out at once, however large: "n choose k", roots of other than small degree, and inequalities.
+_LABORIOUS = re.compile(r"binom|choose|brack|gcd|lcm|\\sqrt\s*\[(?!\s*\w{1,3}\s*\])")
+_INEQUALITY = re.compile(r"[<>≤≥]|\\(?:[lg]eq?|[lg]t|leqslant|geqslant|neq?)(?![a-z])")
+_TOWER = re.compile(r"\^[\s{(]*[\d.]+[\s})]*\^|\^[\s{(]*-?\d{4}|!")
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+)*")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 
@@ -68,6 +82,13 @@ class MathOptions(ScorerOptions):
         min_length=1,
         description=r"What counts as a final answer: boxed (\boxed{…}), hashes (#### …), plain (the last number or "
         "formula, where there is no mark).",
+    )
+    answer_timeout_s: float = Field(
+        5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds of processor time that comparing one answer may take; beyond them it is TIMEOUT, and its "
+        "siblings go on.",
     )
 
 
@@ -102,13 +123,23 @@ class MathScorer(Scorer[MathOptions]):
         # It warns that nobody limits its time; the service does.
         for module in ("parser", "grader"):
             logging.getLogger(f"math_verify.{module}").setLevel(logging.ERROR)
-        self._version = f"1/math-verify-{version('math-verify')}"
+        _equal(parse_gold("1"), "2")  # loads what is loaded late, so that no answer's time is spent on it
+        self._version = f"2/math-verify-{version('math-verify')}"
 
     def score(self, group: Group) -> Result:
-        golds = [parse_gold(gold) for gold in self.column(group, self.options.column)]
+        golds = self.column(group, self.options.column)
         answers = [final_answer(text_of(content), self.options.formats) for content in group.contents()]
-        values = [_equal(gold, answer) if gold else None for gold, answer in zip(golds, answers, strict=True)]
-        return Result(to_scores(values, len(group)), extra={f"{self.name}_answer": answers})
+        scores = tuple(self._compare(gold, answer) for gold, answer in zip(golds, answers, strict=True))
+        return Result(scores, extra={f"{self.name}_answer": answers})
+
+    def _compare(self, gold: Any, answer: str | None) -> Score:
+        try:
+            with cpu_limit(self.options.answer_timeout_s):
+                golds = parse_gold(gold)
+                return to_score(_equal(golds, answer) if golds else None)
+        except OutOfTimeError:
+            message = f"comparing the answer took more than answer_timeout_s = {self.options.answer_timeout_s:g} s"
+            return Score(Status.TIMEOUT, message=message)
 
 
 # ----------------------------------------------------------------------------------------------------------- extracting
@@ -162,13 +193,25 @@ def parse_gold(gold: Any) -> list[Any]:
     return _parse(answer or "")
 
 
-def _equal(gold: list[Any], answer: str | None) -> float:
-    if answer is None or len(answer) > MAX_ANSWER_CHARS or len(re.findall(r"[(\[{]", answer)) > MAX_NESTING:
+def _equal(golds: list[Any], answer: str | None) -> float:
+    if answer is None or len(answer) > MAX_ANSWER_CHARS or len(re.findall(r"[(\[{|]", answer)) > MAX_NESTING:
         return 0.0
     from math_verify import verify  # noqa: PLC0415 - only where it runs
 
-    parsed = [value for value in _parse(answer) if isinstance(value, str) or _is_affordable(value)]
-    return float(verify(gold, parsed, timeout_seconds=None))
+    parsed = [value for value in _parse(answer) if isinstance(value, str) or _may_equal(golds, value)]
+    return float(verify(golds, parsed, timeout_seconds=None))
+
+
+def _may_equal(golds: list[Any], value: Any) -> bool:
+    """False where no algebra is needed: a formula of variables is no number, and some take an age to work out."""
+    if any(not isinstance(gold, str) and gold.free_symbols for gold in golds):
+        return is_affordable(value)
+    from sympy.core.relational import Relational  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    sides = [relation.rhs for relation in value.atoms(Relational)] or [value]
+    # A lone symbol may be a number all the same: \text{5}.
+    are_numbers = [getattr(side, "is_Symbol", False) or not side.free_symbols for side in sides]
+    return any(are_numbers) and all(is_affordable(side) for side in sides)
 
 
 def _parse(answer: str) -> list[Any]:
@@ -185,40 +228,15 @@ def _parse(answer: str) -> list[Any]:
 def _as_latex(answer: str) -> str | None:
     """What people write around and inside a number, as LaTeX has it; None for what has no one reading."""
     text = answer.replace("−", "-").replace("\\$", "").strip(" \t\n*`")
-    text = re.sub(r"[$€£]|\\\(|\\\)|\\\[|\\\]", "", text).strip().removesuffix(".").strip()
+    text = re.sub(r"[$€£]|\\\(|\\\)|\\\[|\\\]", "", text).strip().rstrip(".,; ")
     if re.fullmatch(r"[^,]*\d{1,3}(?:,\d{3})+(?!\d)[^,]*", text) or not re.search(r"\d,\d", text):
         text = _THOUSANDS.sub("", text)
     text = re.sub(r"(?<![\d/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/])", r"\1\\frac{\2}{\3}", text)
     text = re.sub(r"(?<=\d)[eE]([-+]?\d+)\b", r"\\times 10^{\1}", text)
-    if not re.search(r"[^\W_]", text) or re.search(r"(?<![_^\d])\d+\s+[\d.]|\\d?binom", text):
-        return None  # "41 42": the parser would add or multiply; a binomial coefficient it would work out
+    if not re.search(r"[^\W_]", text) or re.search(r"(?<![_^\d])\d+\s+[\d.]", text):
+        return None  # "41 42": the parser would add or multiply
+    if _VAGUE.search(text) or _LABORIOUS.search(text) or (_INEQUALITY.search(text) and _TOWER.search(text)):
+        return None
     if (quantity := _UNIT.fullmatch(text)) is not None:
         return quantity["value"]
     return rf"\text{{{text}}}" if _WORDS.fullmatch(text) else text
-
-
-# ------------------------------------------------------------------------------------------------------------ affording
-
-
-def _is_affordable(value: Any) -> bool:
-    """Whether comparing this sympy expression takes no age: no integrals or sums, and no number beyond MAX_BITS."""
-    import sympy  # type: ignore[import-untyped]  # noqa: PLC0415 - only where it runs
-
-    laborious = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
-    if isinstance(value, sympy.MatrixBase):
-        return all(_is_affordable(entry) for entry in value)
-    return not value.has(*laborious) and _bits(value) <= MAX_BITS
-
-
-def _bits(value: Any) -> float:
-    """An upper bound of log2 of every number that working out a sympy expression comes by, without doing so."""
-    import sympy  # noqa: PLC0415 - only where it runs
-
-    if isinstance(value, sympy.Rational):
-        return max(value.p.bit_length(), value.q.bit_length())
-    bits = [_bits(part) for part in value.args]
-    if isinstance(value, sympy.Pow):
-        return bits[0] * 2 ** min(bits[1], 100) if bits[1] > 1 else bits[0] + 1
-    if isinstance(value, sympy.factorial):
-        return math.inf if bits[0] > 20 else 2 ** bits[0] * bits[0]
-    return sum(bits) + 1

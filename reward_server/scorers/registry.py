@@ -29,12 +29,16 @@ BUILT_IN = {
     "function": "reward_server.scorers.functions:FunctionScorer",
     "group_function": "reward_server.scorers.functions:GroupFunctionScorer",
     "classifier": "reward_server.scorers.classifier:ClassifierScorer",
+    "endpoint": "reward_server.scorers.endpoint:EndpointScorer",
+    "judge": "reward_server.scorers.judge:JudgeScorer",
     "math": "reward_server.scorers.math:MathScorer",
     "length": "reward_server.scorers.heuristics:LengthScorer",
     "regex": "reward_server.scorers.heuristics:RegexScorer",
     "match": "reward_server.scorers.heuristics:MatchScorer",
     "keywords": "reward_server.scorers.heuristics:KeywordsScorer",
     "repetition": "reward_server.scorers.heuristics:RepetitionScorer",
+    "relevance": "reward_server.scorers.relevance:RelevanceScorer",
+    "composite": "reward_server.scorers.composite:CompositeScorer",
 }
 
 

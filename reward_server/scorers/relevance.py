@@ -1,0 +1,236 @@
+"""The scorer `relevance`: how near a completion is in meaning to its prompt, or to a reference text in a column.
+
+Owns the embedding model (sentence-transformers), what is compared and what becomes of a text that is too long. Knows
+nothing of queues: it gets a group at a time, and embeds each text of it once, in batches of like lengths.
+
+The score is the similarity of two embeddings: by default their cosine, from -1 to 1; of a real model's it seldom leaves
+0 to 1, and unrelated texts are near 0. A policy that learns from nothing but nearness to its prompt learns to repeat
+the prompt: give it a weight beside other scorers.
+
+Legend: G completions of a group, U different texts, D numbers of an embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from reward_server.errors import ScorerLoadError
+from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_score
+from reward_server.scorers.loading import find_path, user_traceback
+from reward_server.types import Content, Group, Score, Status
+
+_SAMPLE_BYTES = 1 << 20
+
+
+class RelevanceOptions(ScorerOptions):
+    """Options of `relevance`."""
+
+    model: str = Field(min_length=1, description="A sentence-transformers model: name on the hub, or path of a folder.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    column: str | None = Field(
+        None,
+        description="Column with the reference text; of a list the nearest counts; null is not applicable. Unset, the "
+        "reference is the prompt: of messages the last that is the user's.",
+    )
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="cosine, or the dot product as it is.")
+    completion_prefix: str = Field("", description="Put before each completion, for models that are trained with one.")
+    reference_prefix: str = Field("", description="Put before each reference, such as 'query: '.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto (a GPU if there is one), cpu, cuda, cuda:0…"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights; auto is the checkpoint's."
+    )
+    batch_size: int = Field(32, ge=1, description="Texts of one forward pass, out of one group.")
+    max_length: int | None = Field(
+        None, ge=3, description="Most tokens of a text, the model's own marks included; the model's setting if unset."
+    )
+    truncate: Literal["error", "left", "right"] = Field(
+        "error",
+        description="What becomes of a text beyond max_length. error: its completion gets no score but FAILED. left: "
+        "its start is cut off. right: its end is. The metric <name>/truncated is the share of a group that was cut.",
+    )
+
+
+class RelevanceScorer(Scorer[RelevanceOptions]):
+    """The similarity of each completion to its reference, the same whatever else is in the group (to 1e-5 in float32,
+    to the precision of `dtype` else)."""
+
+    Options = RelevanceOptions
+    place = Place.THREAD
+
+    def __init__(self, options: RelevanceOptions):
+        super().__init__(options)
+        self._model: Any = None
+        self._version = ""
+
+    @property
+    def version(self) -> str:
+        """Model, weights, precision, what is cut off, and sentence-transformers. Known once loaded."""
+        return self._version
+
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        return (self.options.column,) if self.options.column is not None else ()
+
+    @property
+    def concurrency(self) -> int:
+        return 1
+
+    def load(self) -> None:
+        source = _source(self.options)
+        self._model = _load(source, self.options)
+        if self.options.max_length is not None:
+            _check_positions(self._model, self.options)
+            self._model.max_seq_length = self.options.max_length
+        if self.options.truncate != "error":
+            self._model.tokenizer.truncation_side = self.options.truncate
+        self._version = _version_of(self._model, source, self.options)
+
+    def score(self, group: Group) -> Result:
+        texts = [self.options.completion_prefix + text_of(content) for content in group.contents()]
+        references = self._references(group)
+        lengths = self._lengths([*texts, *(text for several in references for text in several)])
+        scores = [self._without_model(*pair, lengths) for pair in zip(texts, references, strict=True)]
+        open_rows = [row for row, score in enumerate(scores) if score is None]
+        values = self._similarities([(texts[row], references[row]) for row in open_rows])
+        for row, value in zip(open_rows, values, strict=True):
+            scores[row] = to_score(value)
+        cut = [self._is_long(max(map(lengths.__getitem__, [t, *r]))) for t, r in zip(texts, references, strict=True)]
+        metrics = {} if self.options.truncate == "error" else {f"{self.name}/truncated": sum(cut) / len(cut)}
+        return Result(tuple(score for score in scores if score is not None), metrics)
+
+    def close(self) -> None:
+        self._model = None
+
+    def _references(self, group: Group) -> list[list[str]]:
+        """The texts that each completion is compared with, G long; an empty list where there is none."""
+        if self.options.column is None:
+            values: list[Any] = [_last_question(prompt) for prompt in group.prompts()]
+        else:
+            values = self.column(group, self.options.column)
+        several = [value if isinstance(value, list) else [value] for value in values]
+        return [[self.options.reference_prefix + str(v) for v in value if v is not None] for value in several]
+
+    def _lengths(self, texts: Sequence[str]) -> dict[str, int]:
+        """Tokens of each different text, the model's own marks included."""
+        different = list(dict.fromkeys(texts))
+        encoded = self._model.tokenizer(different, truncation=False, verbose=False)["input_ids"]
+        return {text: len(ids) for text, ids in zip(different, encoded, strict=True)}
+
+    def _is_long(self, length: int) -> bool:
+        return self._model.max_seq_length is not None and length > self._model.max_seq_length
+
+    def _without_model(self, text: str, references: Sequence[str], lengths: Mapping[str, int]) -> Score | None:
+        """The score of what the model is not asked for."""
+        if not references:
+            return Score(Status.NOT_APPLICABLE)
+        if self.options.truncate == "error":
+            for what, one in (("the completion", text), *(("the reference", reference) for reference in references)):
+                if self._is_long(lengths[one]):
+                    return Score(
+                        Status.FAILED,
+                        message=f"{what} has {lengths[one]} tokens, beyond max_length ({self._model.max_seq_length}); "
+                        "raise it as far as the model goes, or set truncate to left or right",
+                    )
+        return None
+
+    def _similarities(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
+        """One a pair: the similarity to the nearest of its references."""
+        rows = {text: None for text, references in pairs for text in (text, *references)}
+        if not rows:
+            return []
+        embeddings_UD = self._model.encode(
+            list(rows),
+            prompt="",  # a default one of the model's would go before references and completions alike
+            batch_size=self.options.batch_size,
+            normalize_embeddings=self.options.similarity == "cosine",
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        ).float()
+        index = {text: row for row, text in enumerate(rows)}
+        return [
+            float((embeddings_UD[[index[one] for one in references]] @ embeddings_UD[index[text]]).max())
+            for text, references in pairs
+        ]
+
+
+def _last_question(prompt: Content) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    asked = [message for message in prompt if message.get("role") == "user"] or list(prompt)
+    return text_of([{"role": "assistant", "content": asked[-1].get("content")}]) if asked else ""
+
+
+# -------------------------------------------------------------------------------------------------------------- loading
+
+
+def _source(options: RelevanceOptions) -> str:
+    """The folder if there is one, else the name on the hub."""
+    folder = find_path(options.model, options.base_dir)
+    if folder is not None:
+        return str(folder)
+    if options.model.startswith((".", "/", "~")) or options.model.count("/") > 1:
+        raise ScorerLoadError(f"model {options.model!r}: there is no such folder; give a folder or a name on the hub")
+    return options.model
+
+
+def _load(source: str, options: RelevanceOptions) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - only where it runs
+    except ImportError as error:
+        raise ScorerLoadError(
+            f"type relevance needs sentence-transformers ({error}): pip install 'grpo-plugin[relevance]'"
+        ) from error
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    device = None if options.device == "auto" else options.device
+    try:
+        model = SentenceTransformer(
+            source, device=device, revision=options.revision, model_kwargs={"dtype": options.dtype}
+        )
+    except (OSError, ValueError, AssertionError) as error:  # names, files, configurations and devices it cannot use
+        reason = str(error).strip().partition("\n")[0]
+        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {reason}") from error
+    except Exception as error:
+        raise ScorerLoadError(f"model {options.model!r}: loading it raised\n{user_traceback(error)}") from error
+    return model.eval()
+
+
+def _check_positions(model: Any, options: RelevanceOptions) -> None:
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and options.max_length is not None and options.max_length > positions:
+        raise ScorerLoadError(
+            f"max_length ({options.max_length}): model {options.model!r} has positions for {positions} tokens"
+        )
+
+
+def _version_of(model: Any, source: str, options: RelevanceOptions) -> str:
+    import sentence_transformers  # noqa: PLC0415
+
+    folder = Path(source)
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    commit = getattr(config, "_commit_hash", None) or options.revision or "main"
+    weights = _folder_digest(folder) if folder.is_dir() else commit
+    cut = f"{model.max_seq_length}{options.truncate}"
+    name, library = folder.name, f"sentence-transformers-{sentence_transformers.__version__}"
+    return f"{name}@{weights[:12]}/{model.dtype}/{cut}/{library}".replace("torch.", "")
+
+
+def _folder_digest(folder: Path) -> str:
+    """Of each file's place, size, first and last MiB: training moves all of the weights'."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            digest.update(json.dumps([str(file.relative_to(folder)), size]).encode() + stream.read(_SAMPLE_BYTES))
+            stream.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
