@@ -51,6 +51,27 @@ class TCP:
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
+    def reserve(self) -> tuple[list[socket.socket], str]:
+        """Holds the port, without listening, for processes that share it; returns the endpoint with the real port.
+
+        Raises ConfigError if somebody has it.
+        """
+        self.check()  # with SO_REUSEPORT alone it could be shared with a stranger
+        port, held = self.port, []
+        try:
+            for family, kind, protocol, _, address in socket.getaddrinfo(
+                self.host.strip("[]"), self.port, type=socket.SOCK_STREAM
+            ):
+                held.append(holder := socket.socket(family, kind, protocol))
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                holder.bind((address[0], port, *address[2:]))
+                port = holder.getsockname()[1]  # where it was 0, the other families take the same
+        except OSError as error:
+            for holder in held:
+                holder.close()
+            raise self._unusable(error) from error
+        return held, f"{self.host}:{port}"
+
     def bind(self, server: grpc.aio.Server, tls: grpc.ServerCredentials | None = None) -> str:
         """Binds and returns the endpoint, with the real port. Raises ConfigError."""
         try:

@@ -42,6 +42,11 @@ class Admission:
         self._changed_at = 0.0  # when a group last left, or the first came
         self._next_return = 0.0  # when the next of those who are sent away is to come back
 
+    def resize(self, max_completions: int, max_bytes: int) -> None:
+        """Bounds what comes from now on. What is in stays in."""
+        self._max_completions = max_completions
+        self._max_bytes = max_bytes
+
     @contextlib.contextmanager
     def admitted(self, completions: int, request_bytes: int, of: Caller = ("", "")) -> Iterator[None]:
         """Counts a group in while the block lasts. Raises OverloadedError, with a time to wait, if it is full."""

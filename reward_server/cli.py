@@ -19,7 +19,8 @@ from reward_server import __version__, logs, shell
 from reward_server.client import ClientTLS, RewardClient
 from reward_server.config import ServerConfig, config_from_text, load_config
 from reward_server.errors import RewardServerError
-from reward_server.server import RewardServer, run
+from reward_server.fleet import Fleet
+from reward_server.server import Life, RewardServer, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,14 +56,24 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument(
         "--listen", action="append", metavar="ADDRESS", help="host:port or unix:path, repeatable; replaces the file's"
     )
+    serve.add_argument("--processes", type=_positive, metavar="N", help="server processes that share the addresses")
     serve.add_argument("--drain-grace-s", type=float, metavar="S", help="seconds that calls get to finish at the end")
     serve.add_argument("--insecure", action="store_true", help="listen beyond this machine without TLS or credentials")
+    serve.add_argument(
+        "--sample", metavar="FILE", help="as for check: what a configuration is tested with that is loaded on SIGHUP"
+    )
     serve.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     serve.add_argument(
         "--log-format", choices=logs.FORMATS, default="text", help="json: an object a line, with the call's ids"
     )
     serve.add_argument("--exit-with-parent", type=int, metavar="PID", help="end when this process does")
     serve.add_argument("--ready-fd", type=int, metavar="FD", help="write one JSON line here: endpoints, or the error")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def _add_check(commands: Any) -> None:
@@ -128,7 +139,13 @@ def _serve(args: argparse.Namespace) -> int:
     logs.set_up(args.log_format, args.log_level)
     try:
         config = _with_arguments(read_config(args.config), args)
-        return run(config, lambda server: _announce(server, args.ready_fd), args.exit_with_parent)
+        sample = shell.sample_of_file(args.sample) if args.sample else None
+        reread = None if args.config == "-" else lambda: _with_arguments(read_config(args.config), args)
+
+        def make() -> Life:
+            return Fleet(config, sample, args.log_format) if config.processes > 1 else RewardServer(config, sample)
+
+        return run(make, lambda server: _announce(server, args.ready_fd), args.exit_with_parent, reread)
     except RewardServerError as error:
         if args.ready_fd is None:
             raise
@@ -139,13 +156,14 @@ def _serve(args: argparse.Namespace) -> int:
 def _with_arguments(config: ServerConfig, args: argparse.Namespace) -> ServerConfig:
     given = {
         "listen": tuple(args.listen) if args.listen else None,
+        "processes": args.processes,
         "drain_grace_s": args.drain_grace_s,
         "allow_insecure": args.insecure or None,
     }
     return config.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
-def _announce(server: RewardServer, ready_fd: int | None) -> None:
+def _announce(server: Life, ready_fd: int | None) -> None:
     if ready_fd is not None:
         ready = {"endpoints": server.endpoints, "config_digest": server.info.config_digest}
         _write_line(ready_fd, ready | ({"metrics": server.metrics_url} if server.metrics_url else {}))

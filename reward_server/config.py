@@ -134,10 +134,17 @@ class ServerConfig(BaseModel):
     scorers: tuple[SerializeAsAny[ScorerOptions], ...] = Field(
         description="The scorers, each with type, name, weight and its own options."
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        description="Server processes, each with an event loop, a copy of every scorer and limits.max_queued_* of its "
+        "own; they share the addresses and the workers. Callers are dealt out to them by connection.",
+    )
     workers: int = Field(
         default_factory=_default_workers,
         ge=1,
-        description="Worker processes for scorers that are synchronous code; each scores one group at a time.",
+        description="Worker processes for scorers that are synchronous code; each scores one group at a time. Every "
+        "server process has at least one.",
     )
     worker_memory_bytes: int | None = Field(
         None,
@@ -156,6 +163,13 @@ class ServerConfig(BaseModel):
     )
     drain_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that calls in flight get to finish when the server stops."
+    )
+    max_connection_age_s: float = Field(
+        300.0,
+        gt=0,
+        lt=2**31 / 1000,
+        description="Seconds, give or take a tenth, after which a caller is asked to connect again, so that replicas "
+        "which were added behind its name since then get traffic. Calls in flight finish, however long they take.",
     )
     tls: TLSConfig | None = Field(
         None, description="Encryption: cert and key, and client_ca for mutual TLS. Unix sockets need none and use none."

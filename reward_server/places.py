@@ -25,6 +25,7 @@ from reward_server.fair import Turns
 from reward_server.results import Card, NoResultError, Timed, card_of, checked, over_limit, raised
 from reward_server.scorers.base import Scorer
 from reward_server.scorers.loading import user_traceback
+from reward_server.threads import in_thread
 from reward_server.types import Group, Status
 from reward_server.workers import WorkerPool
 
@@ -47,6 +48,8 @@ class LoopPlace:
         self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
 
     async def load(self) -> Card:
+        with contextlib.suppress(Exception, SystemExit):
+            await in_thread(self._scorer.preload)
         _load(self._scorer)
         return card_of(self._scorer)
 

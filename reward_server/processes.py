@@ -92,6 +92,16 @@ def _kill_after(pidfd: int, grace_s: float) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def has_terminal() -> bool:
+    """Whether this process would be sent SIGHUP for the end of its terminal, and the terminal is still there."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        return False
+    with contextlib.suppress(OSError):
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        return True
+    return False
+
+
 def how_it_ended(returncode: int) -> str:
     """`exit code 3`, or the name of the signal."""
     if returncode >= 0:

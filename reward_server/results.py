@@ -31,15 +31,18 @@ class NoResultError(Exception):
     """A scorer gave no result: it raised, outlasted its limit or took its process down.
 
     `message` is one line for the caller; `details` is for the server's log; `retry_alone` says whether trying the
-    completions one by one can tell which of them it was.
+    completions one by one can tell which of them it was; `cost_worker` says that a worker process ended of it.
     """
 
-    def __init__(self, status: Status, message: str, details: str = "", retry_alone: bool = True):
+    def __init__(
+        self, status: Status, message: str, details: str = "", retry_alone: bool = True, cost_worker: bool = False
+    ):
         super().__init__(message)
         self.status = status
         self.message = message
         self.details = details
         self.retry_alone = retry_alone
+        self.cost_worker = cost_worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +93,12 @@ def one_line(error: BaseException) -> str:
     return f"{name}: {text}"[:_LONGEST_MESSAGE] if text else name
 
 
-def over_limit(timeout_s: float, what_became: str = "", retry_alone: bool = True) -> NoResultError:
+def over_limit(
+    timeout_s: float, what_became: str = "", retry_alone: bool = True, cost_worker: bool = False
+) -> NoResultError:
     """The failure of a scorer that outlasted its time limit."""
     message = f"no score within timeout_s = {timeout_s:g} s{what_became}"
-    return NoResultError(Status.TIMEOUT, message, retry_alone=retry_alone)
+    return NoResultError(Status.TIMEOUT, message, retry_alone=retry_alone, cost_worker=cost_worker)
 
 
 def checked(answer: Any, expected: int) -> Result:

@@ -14,11 +14,9 @@ Legend: G completions of a group, S scorers.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from reward_server import __version__, tracing
 from reward_server.cache import Cache
@@ -27,16 +25,20 @@ from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
 from reward_server.metrics import Metrics, Source
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
+from reward_server.quarantine import Quarantine
 from reward_server.results import Card, NoResultError, Timed, joined
 from reward_server.scorers.base import Place, Result, Scorer, failed
 from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
 from reward_server.store import Store
-from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo
+from reward_server.tasks import all_of
+from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo, Status
 from reward_server.workers import WorkerPool
 
 log = logging.getLogger("reward_server")
+
+_NOT_TRIED = NoResultError(Status.FAILED, "")
 
 
 class ScorerSet:
@@ -128,7 +130,7 @@ class ScorerSet:
         if len(chosen) == 1:
             answers = [await _ask(chosen[0], group, metrics)]
         else:
-            answers = await _all(*(_ask(served, group, metrics) for served in chosen))
+            answers = await all_of(*(_ask(served, group, metrics) for served in chosen))
         return GroupScores(
             group.group_id,
             tuple([served.scores(timed.result) for served, timed in zip(chosen, answers, strict=True)]),
@@ -187,6 +189,7 @@ class _Served:
     def __init__(self, scorer: Scorer, card: Card, place: Running, cache: Cache | None):
         self.scorer = scorer
         self.place = place
+        self._quarantine = Quarantine()
         self._cached = cache.of(scorer, card) if cache and card.deterministic else None
         self.info = ScorerInfo(
             scorer.name,
@@ -208,8 +211,10 @@ class _Served:
         return await self._score(group)
 
     async def _score(self, group: Group) -> Timed:
+        if not self.info.group_aware and len(group) > 1 and self._quarantine.holds(group, whole=False):
+            return await self._score_one_by_one(group, _NOT_TRIED)
         try:
-            return await self.place.run(group)
+            return await self._run(group)
         except NoResultError as failure:
             self._log(failure, group)
             if self.info.group_aware or not failure.retry_alone or len(group) == 1:
@@ -219,7 +224,7 @@ class _Served:
 
     async def _score_one_by_one(self, group: Group, first: NoResultError) -> Timed:
         alone = [dataclasses.replace(group, completions=(completion,)) for completion in group.completions]
-        answers = await _all(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
+        answers = await all_of(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
         return Timed(
             joined([timed.result for timed in answers]),
             max(timed.queued_s for timed in answers),
@@ -228,11 +233,22 @@ class _Served:
 
     async def _score_alone(self, group: Group, index: int, first: NoResultError) -> Timed:
         try:
-            return await self.place.run(group)
+            return await self._run(group)
         except NoResultError as failure:
             if failure.message != first.message:  # else the log has it, with its traceback
                 self._log(failure, group, f", completion {index} alone")
             return Timed(Result(failed(1, failure.status, failure.message)))
+
+    async def _run(self, group: Group) -> Timed:
+        whole = self.info.group_aware
+        self._quarantine.refuse(group, whole)
+        try:
+            timed = await self.place.run(group)
+        except NoResultError as failure:
+            self._quarantine.note(group, whole, failure)
+            raise
+        self._quarantine.note(group, whole, None)
+        return timed
 
     def _log(self, failure: NoResultError, group: Group, which: str = "") -> None:
         what = f"scorer {self.info.name!r}, group {group.group_id!r}{which}: {failure.status.name}"
@@ -248,15 +264,3 @@ async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> Timed:
         note(timed)
         span.set_attributes({"queued_s": timed.queued_s, "compute_s": timed.compute_s})
         return timed
-
-
-async def _all(*runs: Coroutine[Any, Any, Timed]) -> list[Timed]:
-    """All of them side by side; the first exception cancels the others and is raised as it is."""
-    tasks = [asyncio.create_task(run) for run in runs]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

@@ -1,13 +1,14 @@
-"""The life of a server: startup, serve, drain, shutdown; signals, health, and ending with a parent.
+"""The life of a server: startup, serve, reload, drain, shutdown; signals, health, and ending with a parent.
 
 Owns the process's event loop, the grpc.aio server and the order in which things begin and end. What becomes of a call
-is `service`'s, what becomes of a group `scoring`'s.
+is `service`'s, what becomes of a group `scoring`'s, what a reload is worth `reload`'s.
 
     exit_code = run(config, announce=print)
 
     server = RewardServer(config)
     await server.startup()        loads scorers, binds, is healthy
     await server.serve()          until ask_to_stop()
+        await server.reload(other_config)
     finished = await server.drain()
     await server.shutdown()
 """
@@ -18,22 +19,27 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import grpc.aio
 
 from reward_server.addresses import parse_address
 from reward_server.admission import Admission
 from reward_server.config import ServerConfig
-from reward_server.metrics import CollectorRegistry, Metrics, MetricsPage
-from reward_server.processes import ended, killed_after
+from reward_server.errors import RewardServerError
+from reward_server.metrics import CollectorRegistry, Metrics, MetricsPage, Source
+from reward_server.processes import ended, has_terminal, killed_after
 from reward_server.quotas import Quotas
 from reward_server.records import Records
+from reward_server.reload import CurrentScorers, Requests, loaded_and_tested, warn_of_what_waits
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
 from reward_server.service import SERVICE_NAME, RewardService
-from reward_server.types import ServerInfo
+from reward_server.tasks import CUT_SHORT, until
+from reward_server.threads import in_thread
+from reward_server.types import Group, ServerInfo
 
 try:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -48,11 +54,7 @@ except ImportError:
 
 log = logging.getLogger("reward_server")
 
-T = TypeVar("T")
-
 _OPTIONS = (
-    # Two servers started on one port would otherwise silently share its traffic.
-    ("grpc.so_reuseport", 0),
     # limits.max_group_bytes is ours to enforce: the transport's own refusal has the code of a server that is busy.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -64,6 +66,8 @@ _OPTIONS = (
     # Clients ping every 10 s or less often to find a dead connection; by default the second such ping is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # An old connection ends with its last call: any grace that is shorter would cut the longest.
+    ("grpc.max_connection_age_grace_ms", 2**31 - 1),
     # A caller that vanished without a word (its machine or network did) is noticed within 30 s, and its calls end. It
     # is the ping's own time-out that ends the connection (grpcio 1.85): 60 s by default, whatever keepalive's says.
     ("grpc.keepalive_time_ms", 20_000),
@@ -72,19 +76,34 @@ _OPTIONS = (
 )
 
 
-class RewardServer:
-    """One server of one configuration."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration that is loaded beside the one that serves."""
 
-    def __init__(self, config: ServerConfig):
-        """Raises ConfigError for credentials that cannot be used and addresses that are none or not safe."""
+    config: ServerConfig
+    scorers: ScorerSet
+
+
+class RewardServer:
+    """One server, of one configuration at a time."""
+
+    def __init__(self, config: ServerConfig, sample: Group | None = None, shares_ports: bool = False):
+        """`sample` is what another configuration is tested with before it takes over; None for a made-up one. With
+        `shares_ports` other processes may listen on the same ones.
+
+        Raises ConfigError for credentials that cannot be used and addresses that are none or not safe.
+        """
         self._config = config
+        self._sample = sample
+        self._shares_ports = shares_ports
         self._addresses = [parse_address(text) for text in config.listen]
         self._security = Security(config)
         self._security.refuse_exposed(self._addresses)
+        self._current = CurrentScorers(ScorerSet(config))
+        self._admission = Admission(config.limits.max_queued_completions, config.limits.max_queued_bytes)
         self.metrics = Metrics()
         self._page = page_of(config, self._security, self.metrics.registry())
         self._records: Records | None = None
-        self._scorers = ScorerSet(config)
         self.metrics_url: str | None = None
         """Where Prometheus reads, with the real port. None before startup, and without a page."""
         self._bound: list[tuple[Any, str]] = []
@@ -101,7 +120,7 @@ class RewardServer:
 
     @property
     def info(self) -> ServerInfo:
-        return self._scorers.info
+        return self._current.info
 
     def ask_to_stop(self, at_once: bool = False) -> None:
         """Ends `serve`; asked again, or `at_once`, ends `drain` too."""
@@ -119,19 +138,61 @@ class RewardServer:
                 address.check()  # a model's loading takes minutes, and a taken port is known now
             if self._page is not None:
                 self.metrics_url = self._page.open()
-            if self._config.records is not None:
-                self._records = Records(self._config.records, self.metrics.recorded)
-            if await _until(self._asked, self._scorers.load()) is _CUT_SHORT:
+            if await until(self._asked, self.load()) is CUT_SHORT:
                 return False
-            await self._listen()
+            await self.listen()
         except BaseException:
             await self.shutdown()
             raise
         return True
 
+    async def load(self) -> None:
+        """The first half of startup. Raises ConfigError or ScorerLoadError."""
+        if self._config.records is not None:
+            self._records = Records(self._config.records, self.metrics.recorded)
+        await self._current.scorers.load()
+
+    async def listen(self) -> None:
+        """The second half. Raises ConfigError."""
+        age_ms = round(1000 * self._config.max_connection_age_s)
+        # By default two servers that are started on one port silently share its traffic.
+        shares = ("grpc.so_reuseport", int(self._shares_ports))
+        quotas = Quotas(self._config.quotas)
+        self.metrics.follow(self._counters)  # now that they are loaded: a page is made in another thread
+        self._service = RewardService(
+            self._current, self._security, self._admission, self.metrics, quotas, self._records
+        )
+        self._grpc = grpc.aio.server(options=(*_OPTIONS, shares, ("grpc.max_connection_age_ms", age_ms)))
+        self._service.add_to(self._grpc)
+        await self._add_standard_services(self._grpc)
+        for address in self._addresses:
+            self._bound.append((address, address.bind(self._grpc, self._security.tls)))
+        await self._grpc.start()
+
     async def serve(self) -> None:
         """Returns when the server is asked to stop."""
         await self._asked.wait()
+
+    async def reload(self, config: ServerConfig) -> None:
+        """Has another configuration take over, or raises what `prepare` does and serves on as before."""
+        prepared = await self.prepare(config)
+        warn_of_what_waits(self._config, config)
+        self.switch(prepared)
+
+    async def prepare(self, config: ServerConfig) -> Prepared:
+        """Loads another configuration beside the one that serves, and tests it on a sample.
+
+        Raises ConfigError or ScorerLoadError; then everything that was begun has ended.
+        """
+        Security(config)  # raises for files that the next start could not use
+        return Prepared(config, await loaded_and_tested(config, self._sample, self._current.example))
+
+    def switch(self, prepared: Prepared) -> None:
+        """Has groups scored by what was prepared, each that comes from now on. Those in flight finish on the old."""
+        limits = prepared.config.limits
+        self._admission.resize(limits.max_queued_completions, limits.max_queued_bytes)
+        self._current.switch(prepared.scorers)
+        self._config = prepared.config
 
     async def drain(self) -> bool:
         """Refuses new calls and lets those in flight finish within the grace. Returns whether all of them did."""
@@ -143,7 +204,7 @@ class RewardServer:
         finished = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_grace_s):
-                finished = await _until(self._at_once, self._service.idle()) is not _CUT_SHORT
+                finished = await until(self._at_once, self._service.idle()) is not CUT_SHORT
         if not finished and self._service.calls:
             log.error("stopping with %d calls in flight: they are answered UNAVAILABLE", self._service.calls)
             await self._service.cut()
@@ -154,7 +215,7 @@ class RewardServer:
         """Closes the ports, ends the workers, removes socket files. May follow on any state."""
         if self._grpc is not None:
             await self._grpc.stop(_LAST_WORDS_S if self._service is not None and self._service.calls else None)
-        await self._scorers.close()
+        await self._current.close()
         for address, _ in self._bound:
             address.release()
         self._bound.clear()
@@ -163,18 +224,8 @@ class RewardServer:
         if self._page is not None:
             await asyncio.to_thread(self._page.close)  # it waits for half a second
 
-    async def _listen(self) -> None:
-        limits = self._config.limits
-        admission = Admission(limits.max_queued_completions, limits.max_queued_bytes)
-        quotas = Quotas(self._config.quotas)
-        self.metrics.follow(self._scorers.counters)  # now that they are loaded: a page is made in another thread
-        self._service = RewardService(self._scorers, self._security, admission, self.metrics, quotas, self._records)
-        self._grpc = grpc.aio.server(options=_OPTIONS)
-        self._service.add_to(self._grpc)
-        await self._add_standard_services(self._grpc)
-        for address in self._addresses:
-            self._bound.append((address, address.bind(self._grpc, self._security.tls)))
-        await self._grpc.start()
+    def _counters(self) -> Iterable[Source]:
+        return self._current.scorers.counters()
 
     async def _add_standard_services(self, server: grpc.aio.Server) -> None:
         if health is None:
@@ -199,50 +250,111 @@ def page_of(config: ServerConfig, security: Security, registry: CollectorRegistr
 # Time to end its workers by itself once its parent is gone.
 _ORPHAN_GRACE_S = 3.0
 
+# A file, and the modules of the user's own scorer classes that it names.
+_READ_TIMEOUT_S = 120.0
+
 # Time for the UNAVAILABLE of calls that were cut to reach their callers.
 _LAST_WORDS_S = 0.5
 
 
-def run(config: ServerConfig, announce: Callable[[RewardServer], None], parent_pid: int | None = None) -> int:
+class Life(Protocol):
+    """What is run: one server process, or several under a supervisor."""
+
+    metrics_url: str | None
+
+    @property
+    def endpoints(self) -> list[str]: ...
+    @property
+    def info(self) -> ServerInfo: ...
+    def ask_to_stop(self, at_once: bool = False) -> None: ...
+    async def startup(self) -> bool: ...
+    async def serve(self) -> None: ...
+    async def reload(self, config: ServerConfig) -> None: ...
+    async def drain(self) -> bool: ...
+    async def shutdown(self) -> None: ...
+
+
+Reread = Callable[[], ServerConfig]
+
+
+def run(
+    make: Callable[[], Life],
+    announce: Callable[[Life], None],
+    parent_pid: int | None = None,
+    reread: Reread | None = None,
+) -> int:
     """A server's whole life, in this thread. Returns the exit code: 0 if no call was cut off.
 
     `announce` is called once it takes calls. SIGTERM and SIGINT drain it, a second one stops it at once, as does the
-    end of the parent. Raises ConfigError or ScorerLoadError if it cannot start.
+    end of the parent. SIGHUP has it load what `reread` then returns, test it on the sample and switch to it, or stay
+    with what it has. Raises ConfigError or ScorerLoadError if it cannot start.
     """
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None) as runner:
-        return runner.run(_live(config, announce, parent_pid))
+    with event_loop() as runner:
+        return runner.run(_live(make(), announce, parent_pid, reread))
 
 
-async def _live(config: ServerConfig, announce: Callable[[RewardServer], None], parent_pid: int | None) -> int:
-    server = RewardServer(config)
-    async with _stopped_by_signals(server), _stopped_with_parent(server, parent_pid):
+def event_loop() -> asyncio.Runner:
+    """The fastest that there is."""
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None)
+
+
+async def _live(server: Life, announce: Callable[[Life], None], parent_pid: int | None, reread: Reread | None) -> int:
+    reloads = Requests(lambda: _reload(server, reread))
+    had_terminal = has_terminal()
+
+    def hang_up() -> None:
+        """SIGHUP tells a server without a terminal to reload, and one with a terminal also that it has closed."""
+        if had_terminal and not has_terminal():
+            server.ask_to_stop()
+        else:
+            reloads.ask()
+
+    async with _signals(server.ask_to_stop, hang_up), _stopped_with_parent(server, parent_pid):
         if not await server.startup():
             log.error("asked to stop before the scorers were loaded")
             await server.shutdown()
             return 1
         try:
             announce(server)
-            await server.serve()
+            async with reloads.answered():
+                await server.serve()
             finished = await server.drain()
         finally:
             await server.shutdown()
     return 0 if finished else 1
 
 
+async def _reload(server: Life, reread: Reread | None) -> None:
+    digest = server.info.config_digest[:12]
+    if reread is None:
+        log.error("the configuration came by standard input and cannot be read again: %s serves on", digest)
+        return
+    log.info("loading the configuration again; %s serves meanwhile", digest)
+    try:
+        async with asyncio.timeout(_READ_TIMEOUT_S):
+            config = await in_thread(reread)
+        await server.reload(config)
+    except TimeoutError:
+        log.error("the configuration could not be read within %g s, and %s serves on", _READ_TIMEOUT_S, digest)
+    except RewardServerError as error:
+        log.error("the new configuration is refused, and %s serves on: %s", digest, error)
+
+
 @contextlib.asynccontextmanager
-async def _stopped_by_signals(server: RewardServer) -> AsyncIterator[None]:
+async def _signals(stop: Callable[[], None], reload: Callable[[], None]) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, server.ask_to_stop)
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    for name, handler in handlers.items():
+        loop.add_signal_handler(name, handler)
     try:
         yield
     finally:
-        for name in (signal.SIGTERM, signal.SIGINT):
+        for name in handlers:
             loop.remove_signal_handler(name)
 
 
 @contextlib.asynccontextmanager
-async def _stopped_with_parent(server: RewardServer, parent_pid: int | None) -> AsyncIterator[None]:
+async def _stopped_with_parent(server: Life, parent_pid: int | None) -> AsyncIterator[None]:
     if parent_pid is None:
         yield
         return
@@ -254,18 +366,3 @@ async def _stopped_with_parent(server: RewardServer, parent_pid: int | None) -> 
     finally:
         task.cancel()
         await asyncio.wait({task})
-
-
-_CUT_SHORT = object()
-
-
-async def _until(event: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | object:
-    """What the coroutine returns, or _CUT_SHORT if the event comes first; then it is cancelled."""
-    work, cut = asyncio.create_task(coroutine), asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait({work, cut}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else _CUT_SHORT
-    finally:
-        for task in (work, cut):
-            task.cancel()
-        await asyncio.wait({work, cut})

@@ -26,6 +26,7 @@ from reward_server.errors import GroupTooLargeError, OverloadedError, RewardServ
 from reward_server.metrics import Metrics
 from reward_server.quotas import Quotas
 from reward_server.records import Records
+from reward_server.reload import CurrentScorers
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
 from reward_server.types import Group
@@ -55,25 +56,23 @@ class _Call:
 
 
 class RewardService:
-    """Scores groups with one set of scorers, until it is told to drain."""
+    """Scores groups, each with the scorers that are current when it comes, until it is told to drain."""
 
     def __init__(
         self,
-        scorers: ScorerSet,
+        current: CurrentScorers,
         security: Security,
         admission: Admission,
         metrics: Metrics,
         quotas: Quotas,
         records: Records | None = None,
     ):
-        self._scorers = scorers
+        self._current = current
         self._security = security
         self._admission = admission
         self._metrics = metrics
         self._quotas = quotas
         self._records = records
-        self._info = wire.encode_info(scorers.info).SerializeToString()
-        self._max_group_bytes = scorers.info.limits.max_group_bytes
         self._flights: dict[tuple[str, str], _Flight] = {}
         self._scoring: set[asyncio.Task[Any]] = set()
         self._calls = 0
@@ -115,43 +114,46 @@ class RewardService:
 
     async def _get_server_info(self, request: bytes, call: _Call) -> bytes:
         wire.parse_info_request(request)
-        return self._info
+        return wire.encode_info(self._current.info).SerializeToString()
 
     async def _score_group(self, request: bytes, call: _Call) -> bytes:
-        if len(request) > self._max_group_bytes:
-            raise GroupTooLargeError(
-                f"the group is {len(request)} bytes and this server takes {self._max_group_bytes}: raise "
-                "limits.max_group_bytes in its configuration, or send fewer columns"
-            )
-        group = wire.parse_group(request)
-        call.names = {"run_id": group.run_id, "step": group.step, "group_id": group.group_id}
-        logs.call.set(call.names)
-        fair.caller.set((group.run_id, call.caller))
-        self._scorers.admit(group)
-        self._quotas.take(call.token_name, len(group))
-        return await self._score_once(request, group)
+        with self._current.held() as scorers:
+            if len(request) > (limit := scorers.info.limits.max_group_bytes):
+                raise GroupTooLargeError(
+                    f"the group is {len(request)} bytes and this server takes {limit}: raise "
+                    "limits.max_group_bytes in its configuration, or send fewer columns"
+                )
+            group = wire.parse_group(request)
+            call.names = {"run_id": group.run_id, "step": group.step, "group_id": group.group_id}
+            logs.call.set(call.names)
+            fair.caller.set((group.run_id, call.caller))
+            scorers.admit(group)
+            self._quotas.take(call.token_name, len(group))
+            return await self._score_once(request, group, scorers)
 
-    async def _score_once(self, request: bytes, group: Group) -> bytes:
+    async def _score_once(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
         key = (group.run_id, group.group_id)
-        while (flight := self._flights.get(key)) is not None and flight.request == request:
+        while (flight := self._flights.get(key)) is not None and flight.is_of(request, scorers):
             if (answer := await flight.landed()) is not None:
                 return answer
         if flight is not None or not group.group_id:  # another group of that name, or one without
-            return await self._score(request, group)
-        self._flights[key] = flight = _Flight(request)
+            return await self._score(request, group, scorers)
+        self._flights[key] = flight = _Flight(request, scorers)
         try:
-            return flight.land(await self._score(request, group))
+            return flight.land(await self._score(request, group, scorers))
         finally:
             del self._flights[key]
             flight.land(None)
 
-    async def _score(self, request: bytes, group: Group) -> bytes:
+    async def _score(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
         with self._admission.admitted(len(group), len(request), fair.caller.get()):
             self._metrics.queued(1, len(group), len(request))
             try:
-                scores = await self._scorers.score(group, self._metrics)
+                scores = await scorers.score(group, self._metrics)
             finally:
                 self._metrics.queued(-1, -len(group), -len(request))
+        if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
+            self._current.example = group
         if self._records is not None:
             self._records.offer(group, scores, len(request))
         return wire.encode_scores(scores).SerializeToString()
@@ -216,9 +218,14 @@ class RewardService:
 class _Flight:
     """A request that is being scored, and the calls that wait for it to land."""
 
-    def __init__(self, request: bytes):
-        self.request = request
+    def __init__(self, request: bytes, scorers: ScorerSet):
+        self._request = request
+        self._scorers = scorers
         self._waiting: list[asyncio.Future[bytes | None]] = []
+
+    def is_of(self, request: bytes, scorers: ScorerSet) -> bool:
+        """Whether its answer will be that to this request, of these scorers."""
+        return self._scorers is scorers and self._request == request
 
     def land(self, answer: bytes | None) -> Any:
         """Gives everyone the answer; None where there is none, and they have to score for themselves."""

@@ -7,10 +7,8 @@ endpoint.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +20,9 @@ from reward_server.errors import DeadlineError, InvalidGroupError
 from reward_server.scorers.base import text_of
 from reward_server.scoring import ScorerSet
 from reward_server.security import Security
+from reward_server.selftest import failing_on, failures_of, made_up
 from reward_server.types import Completion, Content, Group, GroupScores, Score, ScorerInfo, Status
 
-_SAMPLE = ("What is 2 + 2?", ("<think>Two and two.</think> The answer is \\boxed{4}.", "I do not know.", ""))
-_SAMPLE_VALUE = "4"
 _WIDEST_COMPLETION = 48
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -44,7 +41,7 @@ def score(source: ServerConfig | RewardClient, groups: Sequence[Group], *, as_js
         answers = asyncio.run(_score_here(source, groups, timeout_s))
     for group, scores in zip(groups, answers, strict=True):
         print(json.dumps(_as_dict(group, scores)) if as_json else "\n".join(table(group, scores)))
-    return int(any(_failures(scores) for scores in answers))
+    return int(any(failures_of(scores) for scores in answers))
 
 
 def describe(info: ScorerInfo) -> str:
@@ -143,17 +140,15 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
             print(f"  {describe(info)}; runs in: {scorer.place.value}")
         if sample is None:
             return await _score_made_up_sample(scorers)
-        return await _score_sample(scorers, next(_sample_of_file(sample)), sample)
+        return await _score_sample(scorers, sample_of_file(sample), sample)
     finally:
         await scorers.close()
 
 
 async def _score_made_up_sample(scorers: ScorerSet) -> int:
     """As text; and as messages for those that fail on it, since a function may read only one of the two forms."""
-    text, messages = _made_up(scorers.info.scorers)
-    with _without_tracebacks():
-        scores = await scorers.score(text)
-    fail = tuple(scorer.name for scorer in scores.scorers if any(score.status.is_failure for score in scorer.scores))
+    text, messages = made_up(scorers.info.scorers)
+    fail = await failing_on(scorers, text)
     passing = tuple(info.name for info in scorers.info.scorers if info.name not in fail)
     if passing:
         await _score_sample(scorers, dataclasses.replace(text, scorers=passing), "a made-up sample")
@@ -169,39 +164,15 @@ async def _score_sample(scorers: ScorerSet, group: Group, what: str) -> int:
     scorers.admit(group)
     scores = await scorers.score(group)
     print(f"\nscores of {what}:", *table(group, scores), sep="\n")
-    if failures := _failures(scores):
+    if failures := failures_of(scores):
         print(f"error: {failures[0]}", file=sys.stderr)
     return int(bool(failures))
 
 
-@contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Failures that are expected are not worth the log."""
-    log = logging.getLogger("reward_server")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
-def _made_up(infos: Sequence[ScorerInfo]) -> tuple[Group, Group]:
-    """A prompt and three completions with token ids and every column that a scorer needs: as text, as messages."""
-    prompt, texts = _SAMPLE
-    columns = {name: _SAMPLE_VALUE for info in infos for name in info.required_columns}
-    token_ids = [tuple(range(len(text.split()))) or None for text in texts]
-    messages: list[Content] = [[{"role": "assistant", "content": text}] for text in texts]
-    names: dict[str, Any] = {"columns": columns, "run_id": "check", "group_id": "sample"}
-    return (
-        Group(prompt, tuple(map(Completion, texts, token_ids)), **names),
-        Group([{"role": "user", "content": prompt}], tuple(map(Completion, messages, token_ids)), **names),
-    )
-
-
-def _sample_of_file(path: str) -> Iterator[Group]:
+def sample_of_file(path: str) -> Group:
+    """The group of the file's first row. Raises InvalidGroupError."""
     for where, row in _rows(path):
-        yield group_of_row(row, where, "sample")
+        return group_of_row(row, where, "sample")
     raise InvalidGroupError(f"{path} holds no rows")
 
 
@@ -239,7 +210,7 @@ def table(group: Group, scores: GroupScores) -> list[str]:
         rows.append([str(index), _short(content), *cells, _number(rewards[index])])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [_aligned(row, widths) for row in rows]
-    return [lines[0], "-" * len(lines[0]), *lines[1:], *_failures(scores)]
+    return [lines[0], "-" * len(lines[0]), *lines[1:], *failures_of(scores)]
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
@@ -259,18 +230,6 @@ def _number(value: float | None) -> str:
 def _short(content: Content) -> str:
     text = " ".join(text_of(content).split())
     return text if len(text) <= _WIDEST_COMPLETION else f"{text[: _WIDEST_COMPLETION - 1]}…"
-
-
-def _failures(scores: GroupScores) -> list[str]:
-    """What failed, in one line each; equal messages of one scorer once."""
-    return list(
-        dict.fromkeys(
-            f"{scorer.name}: {score.status.name}: {score.message}"
-            for scorer in scores.scorers
-            for score in scorer.scores
-            if score.status.is_failure
-        )
-    )
 
 
 def _as_dict(group: Group, scores: GroupScores) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """The child's side of a worker: loads scorers, then scores one group after another in its main thread.
 
-Owns the frames that the two sides exchange. Requests are pickled, since they come from the server that started this
-process; answers are JSON, so the server unpickles nothing that user code could have written. Standard output is the
-server's standard error: what user code prints disturbs nobody.
+Owns what the two sides say to each other, in the frames of `child`. Standard output is the server's standard error:
+what user code prints disturbs nobody.
 
     -> [options, …]                       <- {"cards": {…}} or {"load_error": …}
     -> (scorer's name, group)             <- {"scores": …}, {"raised": …} or {"invalid_group": …}, for each group
@@ -20,12 +19,12 @@ import pickle
 import resource
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Mapping
 from io import BufferedRWPair
 from typing import Any
 
+from reward_server.child import HEADER
 from reward_server.errors import ConfigError, InvalidGroupError, RewardServerError
 from reward_server.processes import die_with_parent
 from reward_server.results import Card, NoResultError, card_of, checked, raised
@@ -33,8 +32,6 @@ from reward_server.scorers.base import Result, Scorer, ScorerOptions
 from reward_server.scorers.loading import user_traceback
 from reward_server.scorers.registry import build
 from reward_server.types import Group, Score, Status
-
-HEADER = struct.Struct("!Q")
 
 
 def main(fd: int, lifeline_fd: int, parent_pid: int, memory_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """Worker processes for scorers that are synchronous code: started, fed, killed when they hang, replaced when they die.
 
-Owns the processes and the queue before them. Knows nothing of gRPC, and of scorers only their names.
+Owns the pool of them and the queue before it; a single process and its line are `child`'s. Knows nothing of gRPC, and
+of scorers only their names.
 
     pool = WorkerPool(options, size=4)
     await pool.start()                          load errors of user code are raised here
@@ -14,35 +15,22 @@ while the server already serves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
-import pickle
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from reward_server.child import Child, ChildEndedError
 from reward_server.errors import ConfigError, ScorerLoadError
 from reward_server.fair import FairQueue, caller
-from reward_server.processes import ended, how_it_ended
+from reward_server.processes import how_it_ended
 from reward_server.results import Card, NoResultError, Timed, over_limit
 from reward_server.scorers.base import ScorerOptions
 from reward_server.types import Group, Status
-from reward_server.worker_process import HEADER, decode_answer, decode_card
+from reward_server.worker_process import decode_answer, decode_card
 
 log = logging.getLogger("reward_server")
 
-# sys.path goes along, so that what the server can import its workers can.
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reward_server.worker_process import main; "
-    "main(*map(int, sys.argv[2:]))"
-)
-_CLOSE_GRACE_S = 2.0
 _CANCELLED_GRACE_S = 1.0  # a cancelled caller's group may end by itself; starting a worker anew costs more than this
 _LONGEST_BACKOFF_S = 30.0
 
@@ -94,8 +82,8 @@ class WorkerPool:
         if not asking.done():
             asking.cancel()
             self._replace(worker)
-            raise over_limit(timeout_s, "; its worker was killed and replaced")
-        if isinstance(asking.exception(), _WorkerEndedError):
+            raise over_limit(timeout_s, "; its worker was killed and replaced", cost_worker=True)
+        if isinstance(asking.exception(), ChildEndedError):
             raise await self._died(worker)
         self._give(worker)
         return Timed(decode_answer(asking.result()), began - asked, time.perf_counter() - began)
@@ -147,9 +135,10 @@ class WorkerPool:
     # ------------------------------------------------------------------------------------------------ lives and deaths
 
     async def _add_worker(self) -> dict[str, Card]:
-        worker = await _Worker.start(self._memory_bytes)
+        worker = await _Worker.start("reward_server.worker_process", self._memory_bytes or 0)
         try:
             cards = await worker.load(self._scorers)
+            self._refuse_other_code(cards)
         except BaseException:
             await worker.close(grace_s=0)
             raise
@@ -157,6 +146,15 @@ class WorkerPool:
         self._own(self._replace_when_it_ends(worker))
         self._give(worker)
         return cards
+
+    def _refuse_other_code(self, cards: dict[str, Card]) -> None:
+        """Raises ScorerLoadError where a later worker has loaded other code than the first: one version serves."""
+        for name, card in self.cards.items():
+            if cards[name] != card:
+                raise ScorerLoadError(
+                    f"scorer {name!r}: its code has changed since the server loaded it (version {card.version}, now "
+                    f"{cards[name].version}); load it everywhere by SIGHUP, or put the old code back"
+                )
 
     async def _add_until_it_holds(self) -> None:
         backoff_s = 1.0
@@ -197,9 +195,8 @@ class WorkerPool:
     async def _died(self, worker: _Worker) -> NoResultError:
         worker.kill()  # it may have closed the line and live on
         await worker.ended()
-        return NoResultError(
-            Status.FAILED, f"the worker process died while scoring ({how_it_ended(worker.returncode)})"
-        )
+        how = how_it_ended(worker.returncode)
+        return NoResultError(Status.FAILED, f"the worker process died while scoring ({how})", cost_worker=True)
 
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -212,60 +209,15 @@ class WorkerPool:
             log.error("a worker's keeper failed", exc_info=task.exception())
 
 
-class _WorkerEndedError(ConnectionError):
-    """The process closed its line, in death or otherwise."""
+class _Worker(Child):
+    """One process of the pool."""
 
-
-class _Worker:
-    """One process, in a session of its own: a terminal's Ctrl-C passes it by, and its children die with it."""
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        lifeline_fd: int,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ):
-        self._process = process
-        self._lifeline_fd = lifeline_fd
-        self._reader = reader
-        self._writer = writer
-        self.was_killed = False
-        self._ended = asyncio.create_task(self._watch())
-
-    @classmethod
-    async def start(cls, memory_bytes: int | None) -> _Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
-            their_lifeline, our_lifeline = os.pipe()
-            try:
-                process = _spawn(theirs.fileno(), their_lifeline, memory_bytes)
-            except BaseException:
-                writer.close()
-                os.close(our_lifeline)
-                raise
-            finally:
-                os.close(their_lifeline)
-        return cls(process, our_lifeline, reader, writer)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def returncode(self) -> int:
-        """Negative for a signal, as in `subprocess`. Known once it has ended."""
-        return self._process.returncode
-
-    @property
-    def is_alive(self) -> bool:
-        return not self._ended.done()
+    was_killed = False
 
     async def load(self, scorers: Sequence[ScorerOptions]) -> dict[str, Card]:
         try:
             answer = await self.ask(list(scorers))
-        except _WorkerEndedError as error:
+        except ChildEndedError as error:
             await self.ended()
             raise ScorerLoadError(
                 f"a worker process died while loading the scorers ({how_it_ended(self.returncode)}); its output is in "
@@ -277,46 +229,5 @@ class _Worker:
 
     async def ask(self, message: Any) -> dict[str, Any]:
         """Sends a message and returns the answer to it."""
-        body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        try:
-            self._writer.write(HEADER.pack(len(body)) + body)
-            await self._writer.drain()
-            (size,) = HEADER.unpack(await self._reader.readexactly(HEADER.size))
-            return json.loads(await self._reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise _WorkerEndedError(f"worker {self.pid} ended") from error
-
-    def kill(self) -> None:
-        """Ends the process and those that it started."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-
-    async def ended(self) -> None:
-        """Returns when the process has ended and is reaped."""
-        await asyncio.shield(self._ended)
-
-    async def close(self, grace_s: float = _CLOSE_GRACE_S) -> None:
-        """Lets it end by itself within the grace, then kills it."""
-        self._writer.close()
-        await asyncio.wait({self._ended}, timeout=grace_s)
-        self.kill()
-        await self.ended()
-
-    async def _watch(self) -> None:
-        await ended(self.pid)
-        self.kill()  # what it started; its own number is not free before it is reaped
-        self._process.wait()
-        os.close(self._lifeline_fd)
-        self._writer.transport.abort()
-
-
-def _spawn(line_fd: int, lifeline_fd: int, memory_bytes: int | None) -> subprocess.Popen[bytes]:
-    arguments = [json.dumps(sys.path), *map(str, (line_fd, lifeline_fd, os.getpid(), memory_bytes or 0))]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-u", "-c", _BOOT, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=2,  # the server's own standard output may be read by a machine
-        pass_fds=(line_fd, lifeline_fd),
-        start_new_session=True,
-    )
+        await self.send(message)
+        return await self.receive()

@@ -260,6 +260,36 @@ def test_the_version_changes_with_the_source_and_not_with_the_folder(folder: Pat
     assert loaded(tmp_path / "other", "length").version != first
 
 
+def test_a_file_that_changes_is_read_anew_and_what_was_loaded_before_stays_what_it_was(tmp_path: Path) -> None:
+    versions, values = [], []
+    before = None
+    for value in (1, 2):
+        (tmp_path / "rewards.py").write_text(f"def f(completions, **_):\n    return [{value}.0] * len(completions)\n")
+        scorer = build(parse_options({"type": "function", "name": "f", "function": "rewards.py:f"}, base_dir=tmp_path))
+        scorer.load()
+        before = before or scorer
+        versions.append(scorer.version)
+        values.append(scorer.score(make_group(["a"])).scores[0].value)
+    assert values == [1.0, 2.0]
+    assert len(set(versions)) == 2
+    assert before is not None
+    assert before.score(make_group(["a"])).scores[0].value == 1.0
+
+
+def test_a_module_that_changed_since_its_import_is_refused_where_the_version_would_not_be_what_runs(
+    tmp_path: Path,
+) -> None:
+    def load(value: int) -> None:
+        (tmp_path / "changing_rewards.py").write_text(f"def f(completions, **_):\n    return [{value}.0]\n")
+        options = {"type": "function", "name": "f", "function": "changing_rewards:f"}
+        build(parse_options(options, base_dir=tmp_path)).load()
+
+    load(1)
+    with pytest.raises(ScorerLoadError, match="has changed since this process imported changing_rewards"):
+        load(2)
+    load(1)
+
+
 def test_a_function_is_deterministic_only_if_it_is_said_to_be(folder: Path) -> None:
     assert not make(folder, "length").deterministic
     assert make(folder, "length", deterministic=True).deterministic

@@ -341,7 +341,7 @@ async def test_what_is_the_servers_own_fault_tells_the_caller_nothing_and_the_lo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with served(LENGTH) as caller:
-        del caller.server._scorers._by_name["short"].place  # a defect of ours
+        del caller.server._current.scorers._by_name["short"].place  # a defect of ours
         code, details = await caller.refusal(make_group(["secret"]))
     assert code is grpc.StatusCode.INTERNAL
     assert details == "internal error; the server's log has its traceback"

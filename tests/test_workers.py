@@ -194,6 +194,25 @@ async def test_code_that_does_not_import_fails_the_start_with_the_users_tracebac
     assert pool.pids == []
 
 
+async def test_a_worker_is_never_replaced_by_one_of_other_code(tmp_path: Path) -> None:
+    source = "def f(completions, **_):\n    return [{}.0] * len(completions)\n"
+    (tmp_path / "code.py").write_text(source.format(1))
+    pool = WorkerPool([parse_options({"type": "function", "name": "f", "function": "code.py:f"}, base_dir=tmp_path)], 1)
+    await pool.start()
+    try:
+        (tmp_path / "code.py").write_text(source.format(2))
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await until(lambda: not pool.pids)
+        refused = await failure(pool, "a")
+        assert refused.status is Status.FAILED
+        assert "its code has changed since the server loaded it" in refused.message
+        (tmp_path / "code.py").write_text(source.format(1))
+        await until(lambda: bool(pool.pids))
+        assert await values(pool, "a") == [1.0]
+    finally:
+        await pool.close()
+
+
 async def test_a_process_that_dies_while_loading_fails_the_start() -> None:
     pool = WorkerPool([options("kills_its_loader", factory=True)], 1)
     with pytest.raises(ScorerLoadError, match=r"died while loading the scorers \(exit code 7\)"):

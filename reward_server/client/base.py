@@ -45,6 +45,8 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
+    # A name is looked up again at most this often, by default every 30 s; when connections end, it is.
+    ("grpc.dns_min_time_between_resolutions_ms", 5_000),
     # Back at a replica that returns within a second.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),

@@ -130,6 +130,12 @@ class Scorer(ABC, Generic[OptionsT]):
             )
         return [list(completion.token_ids or ()) for completion in group.completions]
 
+    def preload(self) -> None:
+        """What of `load` takes time and may be done in any thread: imports. What it raises is left for `load` to say.
+
+        Called before `load` for a scorer on the event loop, on which nothing may block while other groups are scored.
+        """
+
     def load(self) -> None:
         """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run."""
 

@@ -110,6 +110,9 @@ class _CallableScorer(Scorer[FunctionOptions]):
     def concurrency(self) -> int | None:
         return self.options.concurrency
 
+    def preload(self) -> None:
+        load_attribute(self.options.function, self.options.base_dir)
+
     def load(self) -> None:
         named = load_attribute(self.options.function, self.options.base_dir)
         self._function = self._made(named) if self.options.factory else self._checked(named)

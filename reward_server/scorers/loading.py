@@ -73,9 +73,13 @@ def find_path(path: str, base_dir: Path) -> Path | None:
 
 
 def source_digest(*values: Any) -> str:
-    """Digest of the source files that define these functions, objects or classes; the same wherever the files lie."""
-    files = {file for value in values if (file := _defining_file(value)) is not None}
-    contents = sorted(Path(file).read_bytes() for file in files)
+    """Digest of the source files that define these functions, objects or classes; the same wherever the files lie.
+
+    Raises ScorerLoadError where a module's file has changed since this process imported it: a module that is named
+    without its file is imported once, and what runs would not be what the digest says.
+    """
+    modules = {module.__name__: module for value in values if (module := _defining_module(value)) is not None}
+    contents = sorted({_source_as_imported(module) for module in modules.values()})
     return hashlib.sha256(b"\0".join(contents)).hexdigest()[:12]
 
 
@@ -109,8 +113,10 @@ def _import_file(source: str, base_dir: Path, target: str) -> ModuleType:
     path = find_path(source, base_dir)
     if path is None or not path.is_file():
         raise ScorerLoadError(f"{target}: there is no file {source!r} in {_folders(base_dir)}")
-    # One module a file, however many scorers name it; the digest tells apart files of one name.
-    name = f"reward_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    # One module a file, however many scorers name it; the digest tells apart files of one name, and what a file holds
+    # when a configuration is loaded anew from what it held before.
+    content = path.read_bytes()
+    name = f"reward_file_{path.stem}_{hashlib.sha256(str(path).encode() + content).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     _extend_sys_path(path.parent)  # so that the file's siblings can be imported, as when Python runs it
@@ -119,6 +125,7 @@ def _import_file(source: str, base_dir: Path, target: str) -> ModuleType:
         raise ScorerLoadError(f"{target}: {path} is not a Python file; give one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up while it is being run
+    _as_imported[name] = content
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -180,9 +187,24 @@ def _file_of_module(name: str, base_dir: Path) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None and spec.has_location else None
 
 
-def _defining_file(value: Any) -> str | None:
+def _defining_module(value: Any) -> ModuleType | None:
     while isinstance(value, functools.partial):
         value = value.func
     value = inspect.unwrap(value)
     defined = value if hasattr(value, "__qualname__") else type(value)
-    return getattr(sys.modules.get(defined.__module__), "__file__", None)
+    module = sys.modules.get(defined.__module__)
+    return module if getattr(module, "__file__", None) else None
+
+
+# By module: what its file held when this process first asked.
+_as_imported: dict[str, bytes] = {}
+
+
+def _source_as_imported(module: ModuleType) -> bytes:
+    content = Path(str(module.__file__)).read_bytes()
+    if _as_imported.setdefault(module.__name__, content) != content:
+        raise ScorerLoadError(
+            f"{module.__file__} has changed since this process imported {module.__name__}: start the server again, or "
+            "name the file as path/to/file.py:attribute, which is read anew with each configuration"
+        )
+    return content

@@ -16,6 +16,7 @@ from load.settings import Settings
 PARTS = {
     "a": ("a classifier, against a loop that scores each request alone and against the model offline", "load.offline"),
     "b": ("the same, against a FastAPI server that scores one request at a time", "load.fastapi"),
+    "c": ("a scorer that computes, with 1 and with 2 workers, and with 1 and 2 server processes", "load.parallel"),
     "d": ("the cache, on repeats and where nothing repeats", "load.repeats"),
 }
 

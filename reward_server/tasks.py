@@ -1,0 +1,35 @@
+"""Coroutines that belong to who waits for them: side by side, or until an event cuts them short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CUT_SHORT = object()
+
+
+async def until(event: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | object:
+    """What the coroutine returns, or CUT_SHORT if the event comes first; then it is cancelled."""
+    work, cut = asyncio.create_task(coroutine), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({work, cut}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else CUT_SHORT
+    finally:
+        for task in (work, cut):
+            task.cancel()
+        await asyncio.wait({work, cut})
+
+
+async def all_of(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
+    """All of them side by side; the first exception cancels the others and is raised as it is."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
