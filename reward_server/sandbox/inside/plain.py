@@ -1,0 +1,83 @@
+"""Plain values as a line of JSON, and back: what a program and its tests may tell one another.
+
+Owns the two directions. Decoding makes values of Python's own types and nothing else, so that what a program returns
+cannot bring an `__eq__` of its own. What is not plain stays where it is, and only its number travels.
+"""
+
+from __future__ import annotations
+
+import json
+
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+def dumps(value: Any, keep: Callable[[Any], int]) -> bytes:
+    """One line. `keep` is handed what is not plain and returns its number, or raises."""
+    return json.dumps(_encode(value, keep)).encode() + b"\n"
+
+
+def loads(line: bytes, take: Callable[[int, str], Any]) -> Any:
+    """The value of a line. `take` is handed a number and the name of a type. Raises any error for what is no value."""
+    return _decode(json.loads(line), take)
+
+
+def _encode(value: Any, keep: Callable[[Any], int]) -> Any:
+    """Subclasses (Counter, a named tuple, an IntEnum) travel as the plain type beneath."""
+    if value is None or value is True or value is False:
+        return value
+    for kind, encode in _SCALARS:
+        if isinstance(value, kind):
+            return encode(value)
+    if isinstance(value, dict):
+        return {"dict": [[_encode(key, keep), _encode(item, keep)] for key, item in value.items()]}
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            items = [_encode(item, keep) for item in value]
+            return items if kind is list else {kind.__name__: items}
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return _encode(value.tolist(), keep)
+    return {"object": [keep(value), type(value).__name__]}
+
+
+def _encode_int(value: int) -> Any:
+    """Hexadecimal beyond 63 bits: Python refuses to write and read long decimal ones."""
+    number = int.__int__(value)
+    return number if abs(number) < 1 << 63 else {"int": hex(number)}
+
+
+_SCALARS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, _encode_int),
+    (float, lambda value: {"float": float.__repr__(value)}),
+    (complex, lambda value: {"complex": [repr(value.real), repr(value.imag)]}),
+    (bytes, lambda value: {"bytes": value.hex()}),
+    (bytearray, lambda value: {"bytearray": value.hex()}),
+)
+
+
+def _decode(value: Any, take: Callable[[int, str], Any]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, take) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, body),) = value.items()
+    if kind == "object":
+        return take(*body)
+    if kind == "dict":
+        return {_decode(key, take): _decode(item, take) for key, item in body}
+    if kind in _SEQUENCES:
+        return _SEQUENCES[kind](_decode(item, take) for item in body)
+    return _PARSERS[kind](body)
+
+
+_SEQUENCES: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda body: int(body, 16),
+    "float": float,
+    "complex": lambda body: complex(float(body[0]), float(body[1])),
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+}
