@@ -17,7 +17,7 @@ import inspect
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 from reward_server.errors import RewardServerError, ScorerLoadError
@@ -47,7 +47,9 @@ class LoopPlace:
         self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
 
     async def load(self) -> Card:
-        _load(self._scorer)
+        with _load_errors_of(self._scorer):
+            if (loading := self._scorer.load()) is not None:
+                await loading
         return card_of(self._scorer)
 
     async def run(self, group: Group) -> Timed:
@@ -191,9 +193,15 @@ class WorkerPlace:
 
 
 def _load(scorer: Scorer) -> None:
-    try:
+    with _load_errors_of(scorer):
         scorer.load()
-    except RewardServerError:
+
+
+@contextlib.contextmanager
+def _load_errors_of(scorer: Scorer) -> Iterator[None]:
+    try:
+        yield
+    except (RewardServerError, asyncio.CancelledError):
         raise
     except BaseException as error:
         raise ScorerLoadError(f"scorer {scorer.name!r}: loading raised\n{user_traceback(error)}") from error

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Sandlock:
         try:
             import sandlock  # noqa: PLC0415 - only where it runs
         except ImportError as error:
-            return f"the package sandlock cannot be imported ({error}): pip install 'grpo-plugin[code]'"
+            return f"the package sandlock cannot be imported ({error}): pip install 'grpo-plugin[server]'"
         have, need = sandlock.landlock_abi_version(), sandlock.min_landlock_abi()
         if have >= need:
             return None
@@ -114,6 +115,8 @@ class Sandlock:
 
         try:
             sandbox = sandlock.Sandbox(
+                # Its own would come from the process's number, and every runner is number 1 of its namespace.
+                name=uuid.uuid4().hex,
                 fs_readable=[*sight.all, *_DEVICES],
                 fs_writable=[str(folder)],
                 cwd=str(folder),
@@ -167,7 +170,9 @@ class Bubblewrap:
         return None
 
     def version(self) -> str:
-        return subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True, timeout=10).stdout[:40]
+        return subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True, timeout=10).stdout[
+            :40
+        ]
 
     def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
         binds = [part for path in sight.all for part in ("--ro-bind", path, path)]

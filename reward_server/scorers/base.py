@@ -130,8 +130,11 @@ class Scorer(ABC, Generic[OptionsT]):
             )
         return [list(completion.token_ids or ()) for completion in group.completions]
 
-    def load(self) -> None:
-        """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run."""
+    def load(self) -> Awaitable[None] | None:
+        """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run.
+
+        May be async on the event loop, as `close` may.
+        """
 
     @abstractmethod
     def score(self, group: Group) -> Result | Awaitable[Result]:

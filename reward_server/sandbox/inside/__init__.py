@@ -21,7 +21,7 @@ _BOOT = """(lambda sys, texts, names: (
 
 def script(name: str, *needed: str) -> str:
     """The text of a module of this folder and of those that it needs, for `python -c`; calls its `main`."""
-    texts = {room: "" for room in _ROOMS} | {f"{_ROOMS[-1]}.{each}": _text(each) for each in needed}
+    texts = dict.fromkeys(_ROOMS, "") | {f"{_ROOMS[-1]}.{each}": _text(each) for each in needed}
     return _BOOT.format(text=_text(name), needed=texts)
 
 

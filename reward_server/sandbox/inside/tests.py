@@ -1,9 +1,9 @@
 """The tests' side: runs a test against a program that lives in another process, and says what came of it.
 
 The names that a test neither defines nor imports, and that are neither Python's nor the standard library's, are the
-program's: calling one asks the program's process, which gets copies of the arguments. Answers are plain values (`plain`), compared here, where nothing of
-the program's runs. An object of the program's own is a `Remote`: it may be called, indexed, looped over and asked for
-attributes, but is equal to nothing but itself.
+program's: calling one asks the program's process, which gets copies of the arguments. Answers are plain values (`plain`),
+compared here, where nothing of the program's runs. An object of the program's own is a `Remote`: it may be called,
+indexed, looped over and asked for attributes, but is equal to nothing but itself.
 
     -> the test's text                   <- C and a request, or V and the verdict: lines of standard output
     -> an answer, for each request
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class ProgramEnded(BaseException):  # noqa: N818 - no error of the test's, and nothing that a test may catch as one
+class ProgramEnded(BaseException):
     """The program's process ended while it was asked."""
 
 
-class Unusable(BaseException):  # noqa: N818
+class Unusable(BaseException):
     """The test asks for what cannot be done, whatever the program is."""
 
 
@@ -127,7 +127,7 @@ class Remote:
         return hash(self._number)
 
 
-class Names(dict):  # type: ignore[type-arg]
+class Names(dict):
     """A test's names. What is missing is looked up in the program, unless Python or its library has it."""
 
     def __init__(self, line: Line):
@@ -155,7 +155,7 @@ def main() -> None:
         os._exit(0)
     try:
         exec(code, Names(line))
-        verdict = {"passed": not line.ended}
+        verdict: dict[str, Any] = {"passed": not line.ended}
     except Unusable as error:
         verdict = {"unusable": str(error)}
     except BaseException as error:
