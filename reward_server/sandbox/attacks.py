@@ -22,7 +22,7 @@ from reward_server.sandbox.runs import End, Outcome, Run, SandboxError
 
 _SECRET = "a secret of the server's"
 _TIME_S = 1.0
-_FORKS = 200
+_FORKS = 100  # beyond the limit; where the kernel counts threads, some more are allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ def _attacks(plan: Plan, outside: _Outside) -> list[Attack]:
 
     connect = "import socket\ns = socket.socket(socket.{family})\ns.settimeout(1)\ns.connect({to!r})\nprint('reached')"
     return [
+        Attack("endless loops", "while True:\n    pass", ended(End.TIME_LIMIT)),  # first: it takes the longest
         Attack(
             "reading files",
             f"print(open({str(outside.secret)!r}).read())",
@@ -132,11 +133,10 @@ def _attacks(plan: Plan, outside: _Outside) -> list[Attack]:
         Attack("signals to other processes", f"import os\nos.kill({os.getpid()}, 0)\nprint('reached')", quiet),
         Attack(
             "fork bombs",
-            f"import os, time\nfor n in range({_FORKS}):\n    if os.fork() == 0:\n        time.sleep(1)\n"
-            "        os._exit(0)\nprint('reached')",
+            f"import os, time\nfor n in range({limits.processes + _FORKS}):\n    if os.fork() == 0:\n"
+            "        time.sleep(1)\n        os._exit(0)\nprint('reached')",
             quiet,
         ),
-        Attack("endless loops", "while True:\n    pass", ended(End.TIME_LIMIT)),
         Attack("memory bombs", f"x = bytearray({2 * limits.memory_bytes})", ended(End.MEMORY_LIMIT)),
         Attack("output bombs", f"print('x' * {2 * limits.output_bytes})", ended(End.OUTPUT_LIMIT, End.MEMORY_LIMIT)),
         Attack(

@@ -170,9 +170,8 @@ class Bubblewrap:
         return None
 
     def version(self) -> str:
-        return subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True, timeout=10).stdout[
-            :40
-        ]
+        asked = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True, timeout=10)
+        return "-".join(asked.stdout.split()[:2])
 
     def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
         binds = [part for path in sight.all for part in ("--ro-bind", path, path)]

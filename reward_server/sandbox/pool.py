@@ -110,7 +110,7 @@ class _Runner:
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise SandboxError(f"a runner of programs cannot be started: {error}") from error
-        return cls(process, folder, plan.limits.wall_s + _GRACE_S)
+        return cls(process, folder, plan.limits.wall_s + plan.limits.most_starved_s + _GRACE_S)
 
     @property
     def pid(self) -> int:

@@ -14,10 +14,8 @@ import json
 import os
 import selectors
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +199,8 @@ class _Running:
             if ready is None and all(side.is_ready for side in self._sides):
                 ready = now
             deadline = began + _START_S if ready is None else ready + self._limits.wall_s
+            if now >= deadline and ready is not None:
+                deadline += min(self._starved_s(), self._limits.most_starved_s)
             if now >= deadline:
                 self._over_limit = None if ready is None else End.TIME_LIMIT
                 break
@@ -222,6 +222,10 @@ class _Running:
             if left < 0 or count > _MOST_FILES:
                 return False
         return True
+
+    def _starved_s(self) -> float:
+        """Seconds that the processes were ready to run and had no processor: a busy machine's, not theirs."""
+        return sum(_waited_s(side.process.pid) for side in self._sides)
 
     def _is_over(self) -> bool:
         program_ended = self._sides[0].has_ended
@@ -362,14 +366,16 @@ def _detail(end: End, returncode: int, complaint: str) -> str:
     return complaint or (f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}")
 
 
+def _waited_s(pid: int) -> float:
+    """Of the process's first thread: its second number in nanoseconds (Linux, Documentation/scheduler/sched-stats)."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def _end_of_file(side: _Side) -> None:
     """A pipe's end that is handed to us as a number alone is closed by putting another file in its place."""
     null = os.open("/dev/null", os.O_WRONLY)
     os.dup2(null, side.process.stdin)
     os.close(null)
-
-
-Handler = Callable[[], object]
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])

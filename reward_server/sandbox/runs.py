@@ -60,8 +60,13 @@ class Limits:
 
     @property
     def wall_s(self) -> float:
-        """Twice the processor time and two seconds: a busy machine shall fail nobody, a sleeper shall not hold it."""
+        """By the clock: twice the processor time and two seconds. Waiting for a processor does not count."""
         return 2 * self.time_s + 2
+
+    @property
+    def most_starved_s(self) -> float:
+        """How long at most waiting for a processor may make it."""
+        return 3 * self.wall_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,5 +130,10 @@ def outcome_of(answer: dict[str, Any]) -> Outcome:
     if "failed" in answer:
         raise SandboxError(answer["failed"])
     if "unusable" in answer:
-        raise UnusableTestError(answer["unusable"])
-    return Outcome(End(answer["end"]), answer["stdout"], answer["detail"])
+        raise UnusableTestError(_sendable(answer["unusable"]))
+    return Outcome(End(answer["end"]), answer["stdout"], _sendable(answer["detail"]))
+
+
+def _sendable(text: str) -> str:
+    """Without lone surrogates, which a program may put into its complaints and no message can hold."""
+    return text.encode("utf-8", "replace").decode()

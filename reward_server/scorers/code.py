@@ -168,7 +168,9 @@ class CodeScorer(Scorer[CodeOptions]):
         lack = await asyncio.to_thread(backend.missing)
         if lack is not None:
             raise self._cannot(f"cannot be used: {lack}")
-        plan, python_version = await asyncio.to_thread(_plan, self.options)
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            log.warning("scorer %r runs programs as root: run the server as a user who owns nothing else", self.name)
+        plan, python_version = await asyncio.to_thread(_plan, self.options, backend.name)
         try:
             if backend.name == "none":
                 log.warning(
@@ -337,7 +339,7 @@ def _result(name: str, scored: Sequence[tuple[Score, Verdict]]) -> Result:
 # ---------------------------------------------------------------------------------------------------------- the machine
 
 
-def _plan(options: CodeOptions) -> tuple[Plan, str]:
+def _plan(options: CodeOptions, backend: str) -> tuple[Plan, str]:
     """How programs are run, and the version of their Python. Raises ScorerLoadError for an interpreter that is none."""
     python = options.python or (sys.executable if options.site_packages else os.path.realpath(sys.executable))
     flags = ("-I", "-B") if options.site_packages else ("-I", "-S", "-B")
@@ -359,4 +361,4 @@ def _plan(options: CodeOptions) -> tuple[Plan, str]:
         options.output_kib << 10,
         options.disk_mib * _MIB,
     )
-    return Plan(options.sandbox, (python, *flags), tuple(dict.fromkeys(prefixes)), limits), version
+    return Plan(backend, (python, *flags), tuple(dict.fromkeys(prefixes)), limits), version

@@ -1,9 +1,9 @@
 """The tests' side: runs a test against a program that lives in another process, and says what came of it.
 
 The names that a test neither defines nor imports, and that are neither Python's nor the standard library's, are the
-program's: calling one asks the program's process, which gets copies of the arguments. Answers are plain values (`plain`),
-compared here, where nothing of the program's runs. An object of the program's own is a `Remote`: it may be called,
-indexed, looped over and asked for attributes, but is equal to nothing but itself.
+program's: calling one asks the program's process, which gets copies of the arguments. Answers are plain values
+(`plain`), compared here, where nothing of the program's runs. An object of the program's own is a `Remote`: it may be
+called, indexed, looped over and asked for attributes, but is equal to nothing but itself.
 
     -> the test's text                   <- C and a request, or V and the verdict: lines of standard output
     -> an answer, for each request
