@@ -110,7 +110,7 @@ class _Side:
         self.name = name
         self.process = process
         self.pidfd = os.pidfd_open(process.pid)
-        self.to_write = memoryview(request)
+        self.to_write = bytearray(request)
         self.close_stdin = False
         self.out = bytearray()
         self.errors = bytearray()
@@ -255,7 +255,7 @@ class _Running:
                 return False
         side.out += piece
         if len(self._sides) == 2:
-            self._pass_on(side)
+            self._pass_on(side, piece)
         return bool(piece)
 
     def _on_errors(self, side: _Side) -> bool:
@@ -276,36 +276,38 @@ class _Running:
             self._over_limit = End.OUTPUT_LIMIT
         return piece
 
-    def _pass_on(self, side: _Side) -> None:
+    def _pass_on(self, side: _Side, piece: bytes) -> None:
         """Requests to the program, answers to the test; a verdict is the test's alone."""
         program, tests = self._sides
         if side is program:
             self._feed(tests, bytes(side.out))
             side.out.clear()
             return
-        while b"\n" in side.out:
-            line, _, rest = bytes(side.out).partition(b"\n")
-            side.out[:] = rest
+        if len(side.out) > _LONGEST_LINE:
+            raise UnusableTestError(f"a test hands more than {_LONGEST_LINE >> 20} MiB to the program in one call")
+        if b"\n" not in piece:
+            return
+        *lines, rest = bytes(side.out).split(b"\n")
+        side.out[:] = rest
+        for line in lines:
             if line[:1] == b"C":
                 self._feed(program, line[1:] + b"\n")
             elif line[:1] == b"V" and self._verdict is None:
                 self._verdict = json.loads(line[1:])
-        if len(side.out) > _LONGEST_LINE:
-            raise UnusableTestError(f"a test hands more than {_LONGEST_LINE >> 20} MiB to the program in one call")
 
     def _feed(self, side: _Side, data: bytes) -> None:
-        side.to_write = memoryview(bytes(side.to_write) + data)
+        side.to_write += data
         if not side.close_stdin and side.process.stdin not in self._selector.get_map() and not side.has_ended:
             self._selector.register(side.process.stdin, selectors.EVENT_WRITE, lambda: self._on_writable(side))
 
     def _on_writable(self, side: _Side) -> None:
         try:
-            written = os.write(side.process.stdin, side.to_write[:_PIECE])
+            written = os.write(side.process.stdin, bytes(side.to_write[:_PIECE]))
         except BlockingIOError:
             return
         except BrokenPipeError:  # it does not read all of it, and need not
             written = len(side.to_write)
-        side.to_write = side.to_write[written:]
+        del side.to_write[:written]
         if not side.to_write:
             self._selector.unregister(side.process.stdin)
             if side.close_stdin:

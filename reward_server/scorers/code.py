@@ -1,6 +1,6 @@
 r"""The scorer `code`: does the program in a completion pass the tests of a column?
 
-Owns the rules for what is the program, what is a test and what a run is worth. How a program is run and confined is
+Owns what a run is worth; `code_tests` reads programs and tests. How a program is run and confined is
 `reward_server.sandbox`'s.
 
 The program of a completion:
@@ -36,14 +36,11 @@ Python's own names and its standard library's modules are never the program's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,14 +53,13 @@ from reward_server.sandbox.pool import Runners
 from reward_server.sandbox.runner import Plan
 from reward_server.sandbox.runs import End, Limits, Outcome, Run, SandboxError, UnusableTestError
 from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of
+from reward_server.scorers.code_tests import CodeTest, normal, program_of, read_tests
 from reward_server.types import Group, Score, Status
 
 log = logging.getLogger("reward_server")
 
 _MIB = 1 << 20
 _RULES = "1"
-_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`{]*)[^`]*")
-_LANGUAGES = ("", "python", "python3", "py")
 
 
 class CodeOptions(ScorerOptions):
@@ -117,15 +113,6 @@ class CodeOptions(ScorerOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
-    """One test: a standard input and what is to be printed, or Python."""
-
-    stdin: str = ""
-    output: str | None = None
-    code: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """What came of a program: how many tests it passed, and how the first that it did not pass ended."""
 
@@ -172,7 +159,7 @@ class CodeScorer(Scorer[CodeOptions]):
             log.warning("scorer %r runs programs as root: run the server as a user who owns nothing else", self.name)
         plan, python_version = await asyncio.to_thread(_plan, self.options, backend.name)
         try:
-            if backend.name == "none":
+            if self.options.sandbox == "none":
                 log.warning(
                     "scorer %r runs what models write WITHOUT A SANDBOX (sandbox: none): a program can read, change "
                     "and send whatever the user of this server can",
@@ -193,7 +180,7 @@ class CodeScorer(Scorer[CodeOptions]):
         )
 
     async def score(self, group: Group) -> Result:
-        tests = [tests_of(value) for value in self.column(group, self.options.column)]
+        tests = [read_tests(value) for value in self.column(group, self.options.column)]
         entry_points = self._entry_points(group)
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -210,7 +197,9 @@ class CodeScorer(Scorer[CodeOptions]):
         column = self.options.entry_point_column
         return [None] * len(group) if column is None else self.column(group, column)
 
-    async def _score(self, program: str | None, tests: Sequence[Test] | str, entry_point: Any) -> tuple[Score, Verdict]:
+    async def _score(
+        self, program: str | None, tests: Sequence[CodeTest] | str, entry_point: Any
+    ) -> tuple[Score, Verdict]:
         no_verdict = Verdict(0, 0, End.NO_PROGRAM)
         if isinstance(tests, str):
             return Score(Status.INVALID, message=f"column {self.options.column!r} {tests}"), no_verdict
@@ -227,7 +216,7 @@ class CodeScorer(Scorer[CodeOptions]):
         share = verdict.passed / verdict.total
         return Score(Status.OK, share if self.options.score == "share" else float(share == 1.0)), verdict
 
-    async def _judged(self, program: str, tests: Sequence[Test]) -> Verdict:
+    async def _judged(self, program: str, tests: Sequence[CodeTest]) -> Verdict:
         assert self._runners is not None, "load() comes first"
         passed, first = 0, Outcome(End.PASSED)
         async with self._runners.lease() as runner:
@@ -240,87 +229,21 @@ class CodeScorer(Scorer[CodeOptions]):
                     break
         return Verdict(passed, len(tests), first.end, first.detail)
 
-    def _compared(self, outcome: Outcome, test: Test) -> Outcome:
+    def _compared(self, outcome: Outcome, test: CodeTest) -> Outcome:
         """An end by itself, as a pass or a wrong answer."""
         if outcome.end is not End.EXITED or test.output is None:
             return outcome
-        if _normal(outcome.stdout, self.options.compare) == _normal(test.output, self.options.compare):
+        if normal(outcome.stdout, self.options.compare) == normal(test.output, self.options.compare):
             return Outcome(End.PASSED)
         return Outcome(End.WRONG_ANSWER, detail=f"printed {outcome.stdout.strip()[:80]!r}")
 
 
-# --------------------------------------------------------------------------------------------------- programs and tests
-
-
-def program_of(text: str, extract: str = "auto") -> str | None:
-    """The program of a completion, None if there is none."""
-    text = text.rpartition("</think>")[2]
-    blocks = [body for language, body in _blocks(text) if language.lower() in _LANGUAGES]
-    if blocks:
-        return blocks[-1]
-    has_fence = any(_FENCE.fullmatch(line) for line in text.splitlines())
-    return None if extract == "fenced" or has_fence or not text.strip() else text
-
-
-def _blocks(text: str) -> Iterator[tuple[str, str]]:
-    """Language and body of each closed fenced block. Line by line: a search for ends would be quadratic."""
-    opened: re.Match[str] | None = None
-    body: list[str] = []
-    for line in text.splitlines():
-        if opened is None:
-            opened, body = _FENCE.fullmatch(line), []
-        elif line.strip() and set(line.strip()) == {opened["fence"][0]} and len(line.strip()) >= len(opened["fence"]):
-            yield opened["language"], "\n".join(body) + "\n"
-            opened = None
-        else:
-            body.append(line.removeprefix(opened["indent"]))
-
-
-def tests_of(value: Any) -> list[Test] | str:
-    """The tests of a column's value, none for an empty one; text that says what is wrong with it."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):  # Python may begin so, too
-            value = json.loads(value)
-    if isinstance(value, str):
-        return [Test(code=value)] if value.strip() else []
-    if isinstance(value, Mapping):
-        return _of_columns(value)
-    if value is None or value == []:
-        return []
-    if isinstance(value, Sequence):
-        if all(isinstance(each, str) for each in value):
-            return [Test(code=each) for each in value]
-        if all(isinstance(each, Mapping) and {"input", "output"} <= set(each) for each in value):
-            return [Test(_text(each["input"]), _text(each["output"])) for each in value]
-    return f"holds {value!r:.80}, which is neither inputs and outputs nor Python that asserts"
-
-
-def _of_columns(value: Mapping[str, Any]) -> list[Test] | str:
-    inputs, outputs = value.get("inputs"), value.get("outputs")
-    if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence) or len(inputs) != len(outputs):
-        return f"holds {dict(value)!r:.80}, which has no lists `inputs` and `outputs` of one length"
-    return [Test(_text(each), _text(output)) for each, output in zip(inputs, outputs, strict=True)]
-
-
-def _text(value: Any) -> str:
-    """APPS and others write a text or the list of its lines."""
-    return "\n".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _with_entry_point(test: Test, entry_point: Any) -> Test:
+def _with_entry_point(test: CodeTest, entry_point: Any) -> CodeTest:
     if entry_point is None or test.code is None:
         return test
     if not (isinstance(entry_point, str) and entry_point.isidentifier()):
         raise UnusableTestError(f"the entry point {entry_point!r:.80} is no name of a function")
-    return Test(code=f"{test.code}\n\ncheck(__program__.{entry_point})\n")
-
-
-def _normal(text: str, compare: str) -> Any:
-    if compare == "tokens":
-        return text.split()
-    if compare == "exact":
-        return text
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+    return CodeTest(code=f"{test.code}\n\ncheck(__program__.{entry_point})\n")
 
 
 def _result(name: str, scored: Sequence[tuple[Score, Verdict]]) -> Result:
