@@ -327,13 +327,13 @@ async def test_a_server_scores_programs_and_takes_them_with_it(serve: Callable[.
     server = serve({"type": "code", "name": "tests", "time_limit_s": 20, "max_processes": 4})
     hanging = "import os, time\nif os.fork() == 0:\n    os.setsid()\ntime.sleep(120)"
 
-    def ask(completions: list[str]) -> Any:
+    def ask(completions: list[str], timeout_s: float) -> Any:
         with RewardClient(server.endpoint) as client:
-            return client.score(make_group(completions, columns={"tests": TESTS}), timeout_s=10)
+            return client.score(make_group(completions, columns={"tests": TESTS}), timeout_s=timeout_s)
 
-    scores = await asyncio.to_thread(ask, [ADD_ONE, "print(1)"])
+    scores = await asyncio.to_thread(ask, [ADD_ONE, "print(1)"], 60)
     assert [score.value for score in scores.scorers[0].scores] == [1.0, 0.0]
-    asking = asyncio.get_running_loop().run_in_executor(None, ask, [hanging])
+    asking = asyncio.get_running_loop().run_in_executor(None, ask, [hanging], 6)
     await asyncio.to_thread(wait_until, lambda: len(descendants(server.pid)) >= 5, 20)
     processes = descendants(server.pid)
     os.kill(server.pid, signal.SIGKILL)

@@ -101,10 +101,8 @@ class CodeOptions(ScorerOptions):
     max_open_files: int = Field(64, ge=16, le=4096, description="Open files at once.")
     output_kib: int = Field(1024, ge=1, description="What a program may print, standard error included, in KiB.")
     disk_mib: int = Field(16, ge=1, description="What a program may write to its temporary folder, in MiB.")
-    parallel: int = Field(
-        default_factory=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
-        ge=1,
-        description="Programs that run at once; the number of processors if unset.",
+    parallel: int | None = Field(
+        None, ge=1, description="Programs that run at once; as many as there are processors if unset."
     )
     python: str | None = Field(None, description="Interpreter that runs the programs; the server's own if unset.")
     site_packages: bool = Field(
@@ -147,7 +145,7 @@ class CodeScorer(Scorer[CodeOptions]):
     @property
     def concurrency(self) -> int:
         """As many groups as programs: a group waits outside, where its time does not run yet."""
-        return self.options.parallel
+        return self.options.parallel or len(os.sched_getaffinity(0))
 
     async def load(self) -> None:
         """Raises ScorerLoadError unless the sandbox stops what it must."""
@@ -166,11 +164,11 @@ class CodeScorer(Scorer[CodeOptions]):
                     self.name,
                 )
                 await check_that_it_runs(plan)
-            elif failures := await not_stopped(plan, self.options.parallel):
+            elif failures := await not_stopped(plan, self.concurrency):
                 raise self._cannot(f"does not stop {'; '.join(failures)}")
         except SandboxError as error:
             raise self._cannot(f"does not work on this machine: {error}") from error
-        self._runners = Runners(plan, self.options.parallel)
+        self._runners = Runners(plan, self.concurrency)
         self._version = f"{_RULES}/{backend.version()}/python-{python_version}"
 
     def _cannot(self, why: str) -> ScorerLoadError:
