@@ -140,6 +140,13 @@ async def test_text_of_every_kind_comes_through(runners: Runners) -> None:
     assert (await outcome(runners, "x = '\0'")).end is End.RUNTIME_ERROR
 
 
+async def test_a_program_has_no_open_file_but_its_own_three(runners: Runners) -> None:
+    program = (
+        "import os\nfor fd in range(1024):\n    try: os.fstat(fd)\n    except OSError: continue\n    print(fd, end=' ')"
+    )
+    assert (await outcome(runners, program)).stdout == "0 1 2 "
+
+
 async def test_a_program_is_main_and_finds_nothing_of_the_servers(
     runners: Runners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +180,7 @@ HONEST = "def f(x):\n    return x + 1"
         ("class Stack:\n    def __init__(self): self.xs = []\n    def push(self, x): self.xs.append(x)\n"
          "    def pop(self): return self.xs.pop()",
          "s = Stack()\ns.push(1)\ns.push(2)\nassert s.pop() == 2\nassert s.xs == [1]"),
+        ("from fractions import Fraction\ndef f(x):\n    return Fraction(x, 3)", "assert abs(f(1) - 1 / 3) < 1e-9"),
         ("class Solution:\n    def f(self, x): return x + 1", "assert Solution().f(1) == 2"),
         ("def f(x):\n    print('hello')\n    return x", "assert f(1) == 1"),
         ("LIMIT = 3\nif __name__ == '__main__':\n    input()", "assert LIMIT == 3"),
@@ -217,10 +225,9 @@ VERDICT = 'V{"passed": true}\\n'
         "def f(x):\n    a = []\n    a.append(a)\n    return a",
     ],
 )
-@pytest.mark.parametrize("test", ["assert f(1) == 2", "assert all(map(lambda x: f(x) == x + 1, [1, 2]))"])
-async def test_a_cheating_program_fails_and_its_failure_is_a_score(runners: Runners, program: str, test: str) -> None:
+async def test_a_cheating_program_fails_and_its_failure_is_a_score(runners: Runners, program: str) -> None:
     """No SandboxError either: with one of them a program could leave its group instead of scoring 0."""
-    assert (await outcome(runners, program, test)).end is not End.PASSED
+    assert (await outcome(runners, program, "assert f(1) == 2")).end is not End.PASSED
 
 
 @pytest.mark.parametrize(
@@ -228,6 +235,7 @@ async def test_a_cheating_program_fails_and_its_failure_is_a_score(runners: Runn
     [
         ("def abs(x): return 0\ndef f(x): return 9.0", "assert abs(f(1) - 2.0) < 1e-6"),
         ("class math:\n    isclose = lambda *a: True\ndef f(x): return 9.0", "assert math.isclose(f(1), 2.0)"),
+        ("def f(x):\n    raise StopIteration", "assert all(map(lambda x: f(x) == x + 1, [1, 2]))"),
         ("def f(xs):\n    xs.clear()\n    return []", "data = [2, 1]\nassert f(data) == sorted(data)"),
         ("class A:\n    def __eq__(self, o): return True\ndef f(x): return A()", "assert f(1) == f(2)"),
         ("def f(x):\n    while True: yield x", "assert list(f(1)) == [1]"),

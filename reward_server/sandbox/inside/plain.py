@@ -37,9 +37,17 @@ def _encode(value: Any, keep: Callable[[Any], int]) -> Any:
         if isinstance(value, kind):
             items = [_encode(item, keep) for item in value]
             return items if kind is list else {kind.__name__: items}
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+    return _encode_other(value, keep)
+
+
+def _encode_other(value: Any, keep: Callable[[Any], int]) -> Any:
+    """By the names of module and type: importing them takes time, and few programs do."""
+    kind = (type(value).__module__, type(value).__name__)
+    if kind in (("decimal", "Decimal"), ("fractions", "Fraction")):
+        return {kind[1]: str(value)}
+    if kind[0] == "numpy" and hasattr(value, "tolist"):
         return _encode(value.tolist(), keep)
-    return {"object": [keep(value), type(value).__name__]}
+    return {"object": [keep(value), kind[1]]}
 
 
 def _encode_int(value: int) -> Any:
@@ -78,6 +86,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "int": lambda body: int(body, 16),
     "float": float,
     "complex": lambda body: complex(float(body[0]), float(body[1])),
+    "Decimal": lambda body: __import__("decimal").Decimal(body),
+    "Fraction": lambda body: __import__("fractions").Fraction(body),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
 }
