@@ -20,7 +20,7 @@ ALLOWED = {
     "reward_server/launch.py": {"client", "types", "errors"},
     "reward_server/supervise.py": {"launch", "errors"},
     "reward_server/scorers": {"scorers", "types", "errors", "sandbox"},
-    "reward_server/sandbox": {"sandbox"},
+    "reward_server/sandbox": {"sandbox", "processes"},
     "reward_server/store.py": set(),
     "reward_server/entries.py": {"results", "scorers", "types"},
     "reward_server/cache.py": {"entries", "store", "results", "scorers", "types", "errors"},

@@ -253,6 +253,19 @@ async def test_a_sandbox_that_breaks_is_a_failure_and_never_a_number(scorer: Cod
     await broken.close()
 
 
+async def test_a_program_whose_runner_is_killed_is_run_once_more(scorer: CodeScorer) -> None:
+    assert scorer._runners is not None
+    await values(scorer, [ADD_ONE, ADD_ONE], TESTS)
+    before = {runner.pid for runner in scorer._runners._idle}
+    asking = asyncio.create_task(
+        values(scorer, ["import time\ntime.sleep(1)\nprint(2)"], {"inputs": [""], "outputs": ["2"]})
+    )
+    await asyncio.sleep(0.5)
+    [busy] = before - {runner.pid for runner in scorer._runners._idle}
+    os.kill(busy, signal.SIGKILL)
+    assert await asking == [1.0]
+
+
 async def test_what_programs_say_is_safe_to_send(scorer: CodeScorer) -> None:
     got = await result(scorer, ["raise ValueError('\\ud83d')", "def f(): raise ValueError('\\ud83d')"], "f()")
     json.dumps(dict(got.extra)).encode()

@@ -20,12 +20,14 @@ import json
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+from reward_server.processes import ended
 from reward_server.sandbox.backends import BACKENDS
 from reward_server.sandbox.runner import Plan
 from reward_server.sandbox.runs import Outcome, Run, SandboxError, outcome_of
@@ -86,10 +88,17 @@ class Runners:
 
 
 class _Runner:
-    """One runner's process, and a folder that goes with it."""
+    """One runner's process, the line to it, and a folder that goes with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: str, limit_s: float):
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        line: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        folder: str,
+        limit_s: float,
+    ):
         self._process = process
+        self._reader, self._writer = line
         self._folder = folder
         self._limit_s = limit_s
         self.is_sound = True
@@ -97,20 +106,16 @@ class _Runner:
     @classmethod
     async def start(cls, plan: Plan, prefix: tuple[str, ...]) -> _Runner:
         folder = tempfile.mkdtemp(prefix="reward-sandbox-")
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *(*prefix, sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), plan.dumps(), folder),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": folder},
-                cwd=folder,
-                start_new_session=True,
-                limit=_LONGEST_ANSWER,
-            )
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise SandboxError(f"a runner of programs cannot be started: {error}") from error
-        return cls(process, folder, plan.limits.wall_s + plan.limits.most_starved_s + _GRACE_S)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            line = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST_ANSWER)
+            try:
+                process = _spawn(plan, prefix, folder, theirs.fileno())
+            except OSError as error:
+                line[1].close()
+                shutil.rmtree(folder, ignore_errors=True)
+                raise SandboxError(f"a runner of programs cannot be started: {error}") from error
+        return cls(process, line, folder, plan.limits.wall_s + plan.limits.most_starved_s + _GRACE_S)
 
     @property
     def pid(self) -> int:
@@ -118,14 +123,12 @@ class _Runner:
 
     async def ask(self, run: Run) -> Outcome:
         """Runs it. Raises SandboxError where the sandbox failed, UnusableTestError where the test cannot be run."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self.is_sound = False
         try:
             async with asyncio.timeout(self._limit_s):
-                self._process.stdin.write(json.dumps(dataclasses.asdict(run)).encode() + b"\n")
-                await self._process.stdin.drain()
-                line = await self._process.stdout.readline()
+                self._writer.write(json.dumps(dataclasses.asdict(run)).encode() + b"\n")
+                await self._writer.drain()
+                line = await self._reader.readline()
         except (TimeoutError, ConnectionError, ValueError) as error:
             raise SandboxError(f"the runner of the program gave no answer ({type(error).__name__})") from error
         if not line.endswith(b"\n"):
@@ -135,16 +138,27 @@ class _Runner:
 
     async def close(self) -> None:
         """Closes its line, on which it ends what it runs; kills it if it does not end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._writer.close()
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await self._process.wait()
+                await ended(self.pid)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            self._process.kill()
+            await ended(self.pid)
+        self._process.wait()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+
+def _spawn(plan: Plan, prefix: tuple[str, ...], folder: str, line_fd: int) -> subprocess.Popen[bytes]:
+    """By subprocess and not by the loop: uvloop forks, and gRPC's handlers for that abort a busy server."""
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), plan.dumps(), folder],
+        stdin=line_fd,
+        stdout=line_fd,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "HOME": folder},
+        cwd=folder,
+        start_new_session=True,
+    )
 
 
 @functools.cache

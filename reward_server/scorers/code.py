@@ -206,13 +206,21 @@ class CodeScorer(Scorer[CodeOptions]):
         if program is None:
             return Score(Status.OK, 0.0), Verdict(0, len(tests), End.NO_PROGRAM)
         try:
-            verdict = await self._judged(program, [_with_entry_point(test, entry_point) for test in tests])
+            verdict = await self._judged_twice(program, [_with_entry_point(test, entry_point) for test in tests])
         except SandboxError as error:
             return Score(Status.FAILED, message=f"the sandbox failed: {error}"), no_verdict
         except UnusableTestError as error:
             return Score(Status.INVALID, message=f"column {self.options.column!r}: {error}"), no_verdict
         share = verdict.passed / verdict.total
         return Score(Status.OK, share if self.options.score == "share" else float(share == 1.0)), verdict
+
+    async def _judged_twice(self, program: str, tests: Sequence[CodeTest]) -> Verdict:
+        """Once more if the sandbox failed: what killed a runner may have been somebody else's doing."""
+        try:
+            return await self._judged(program, tests)
+        except SandboxError as error:
+            log.warning("scorer %r: %s; the program is run once more", self.name, error)
+            return await self._judged(program, tests)
 
     async def _judged(self, program: str, tests: Sequence[CodeTest]) -> Verdict:
         assert self._runners is not None, "load() comes first"
