@@ -66,6 +66,7 @@ async def outcome(runners: Runners, program: str, test: str | None = None, stdin
         ("import sys\nsys.exit(3)", End.RUNTIME_ERROR),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", End.RUNTIME_ERROR),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", End.RUNTIME_ERROR),
+        ("import os\nos.kill(os.getpid(), 40)", End.RUNTIME_ERROR),
         ("while True: pass", End.TIME_LIMIT),
         ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", End.TIME_LIMIT),
         ("x = bytearray(1 << 40)", End.MEMORY_LIMIT),
@@ -116,6 +117,35 @@ async def test_what_is_forbidden_is_refused_and_has_a_reason_of_its_own(runners:
 async def test_many_small_files_meet_the_limit_too(runners: Runners) -> None:
     program = "import time\nfor n in range(64): open(str(n), 'wb').write(bytes(1 << 17))\ntime.sleep(1)"
     assert (await outcome(runners, program)).end is End.OUTPUT_LIMIT
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\nfor _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')\n",
+        "import os\nos.mkdir('d', 0o300)\nopen('d/f', 'w').write('x')\nos.mkdir('e', 0)\n",
+        "import os\nos.symlink('/', 'd')\nos.symlink('loop', 'loop')\n",
+    ],
+)
+async def test_what_a_program_builds_in_its_folder_trips_nobody_up(runners: Runners, program: str) -> None:
+    assert (await outcome(runners, program + "print('built')")).stdout in ("built\n", "")
+    assert (await outcome(runners, program + "import time\ntime.sleep(0.5)")).end in (End.EXITED, End.OUTPUT_LIMIT)
+    assert not any(os.listdir(os.path.join(tempfile.gettempdir(), folder)) for folder in folders())
+
+
+async def test_a_program_that_leaves_its_process_group_is_ended_too() -> None:
+    program = (
+        "import os, time\nchild = os.fork()\nif child == 0:\n    os.setpgid(0, 0)\n    time.sleep(60)\n"
+        "time.sleep(0.3)\nos.setpgid(0, child)\ntime.sleep(60)"
+    )
+    runners = Runners(plan_of(processes=4), 1)
+    try:
+        assert (await outcome(runners, "print(1)")).stdout == "1\n"
+        before = descendants(os.getpid())
+        assert (await outcome(runners, program)).end is End.TIME_LIMIT
+        await until(lambda: not mine(before))
+    finally:
+        await runners.close()
 
 
 async def test_a_program_that_sleeps_is_ended_by_the_clock(runners: Runners) -> None:

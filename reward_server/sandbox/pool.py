@@ -29,7 +29,7 @@ from typing import Any
 
 from reward_server.processes import ended
 from reward_server.sandbox.backends import BACKENDS
-from reward_server.sandbox.runner import Plan
+from reward_server.sandbox.runner import Plan, remove
 from reward_server.sandbox.runs import Outcome, Run, SandboxError, outcome_of
 
 log = logging.getLogger("reward_server")
@@ -146,7 +146,7 @@ class _Runner:
             self._process.kill()
             await ended(self.pid)
         self._process.wait()
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        await asyncio.to_thread(remove, self._folder)
 
 
 def _spawn(plan: Plan, prefix: tuple[str, ...], folder: str, line_fd: int) -> subprocess.Popen[bytes]:

@@ -9,11 +9,14 @@ output is expected. When the server closes the line, or dies, it ends what runs 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import selectors
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -70,7 +73,7 @@ def main(plan_text: str, folder: str) -> None:
     except (ServerGoneError, BrokenPipeError):
         pass
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
 
 
 def _answer(plan: Plan, folder: Path, run: Run, server: int) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def _answer(plan: Plan, folder: Path, run: Run, server: int) -> dict[str, Any]:
     except UnusableTestError as error:
         return {"unusable": str(error)}
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        remove(own)
 
 
 class _Lines:
@@ -121,6 +124,8 @@ class _Side:
 
     def end(self) -> int:
         if self._returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # wherever it moved to: a group's kill misses who left it
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             os.close(self.pidfd)
             self._returncode = self.process.end()
         return self._returncode
@@ -213,13 +218,19 @@ class _Running:
 
     def _fits(self) -> bool:
         """Whether what was written to the folders is within the limit. No event tells of it."""
-        left = self._limits.disk_bytes
-        for count, path in enumerate(self._folder.rglob("*")):
+        left, files, folders = self._limits.disk_bytes, _MOST_FILES, [str(self._folder)]
+        while folders:
             try:
-                left -= path.lstat().st_blocks * 512
-            except OSError:  # it is gone by now
+                with os.scandir(folders.pop()) as entries:
+                    for entry in entries:
+                        left -= entry.stat(follow_symlinks=False).st_blocks * 512
+                        files -= 1
+                        folders += [entry.path] * entry.is_dir(follow_symlinks=False)
+            except FileNotFoundError:  # it is gone by now
                 continue
-            if left < 0 or count > _MOST_FILES:
+            except OSError:  # too deep or not to be read: nobody knows what is in there
+                return False
+            if left < 0 or files < 0:
                 return False
         return True
 
@@ -293,7 +304,7 @@ class _Running:
             if line[:1] == b"C":
                 self._feed(program, line[1:] + b"\n")
             elif line[:1] == b"V" and self._verdict is None:
-                self._verdict = json.loads(line[1:])
+                self._verdict = _verdict(line[1:])
 
     def _feed(self, side: _Side, data: bytes) -> None:
         side.to_write += data
@@ -360,6 +371,25 @@ _SCRIPTS: dict[tuple[str, bool], str] = {
     ("program", True): script("program", "plain"),
     ("tests", True): script("tests", "plain", "program"),
 }
+
+
+def _verdict(line: bytes) -> dict[str, Any]:
+    try:
+        verdict = json.loads(line)
+    except ValueError:
+        verdict = None
+    if not isinstance(verdict, dict):
+        raise UnusableTestError("the test wrote over its own verdict")
+    return verdict
+
+
+def remove(folder: str | Path) -> None:
+    """Deletes a folder that a program had, which may be deeper than Python recurses, or closed to its owner."""
+    with contextlib.suppress(OSError, RecursionError):
+        shutil.rmtree(folder)
+    if os.path.lexists(folder):
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, "--", str(folder)], check=False, timeout=60, stderr=subprocess.DEVNULL)
 
 
 def _detail(end: End, returncode: int, complaint: str) -> str:

@@ -94,7 +94,7 @@ _COMPLAINTS = (
     (r"\[Errno (27|28|122)\]", End.OUTPUT_LIMIT),  # file too large, no space left, quota
     (r"PermissionError|\[Errno (1|13|30|97|99|101|111)\]", End.FORBIDDEN),  # read-only, no network
 )
-_SIGNALS = {
+_SIGNALS: dict[int, End] = {
     signal.SIGXCPU: End.TIME_LIMIT,
     signal.SIGXFSZ: End.OUTPUT_LIMIT,
     signal.SIGSYS: End.FORBIDDEN,
@@ -112,11 +112,8 @@ def end_of(returncode: int, complaint: str, seconds: float, limits: Limits) -> E
     if returncode < 0:
         if returncode == -signal.SIGKILL and seconds >= limits.cpu_s:
             return End.TIME_LIMIT  # it ignored SIGXCPU, and the hard limit followed
-        return _SIGNALS.get(signal.Signals(-returncode), End.RUNTIME_ERROR)
-    return next((end for pattern, end in _COMPLAINTS if re.match(rf"[\w.]*:?.*({pattern})", complaint)), _OTHER)
-
-
-_OTHER = End.RUNTIME_ERROR
+        return _SIGNALS.get(-returncode, End.RUNTIME_ERROR)
+    return next((end for pattern, end in _COMPLAINTS if re.search(pattern, complaint)), End.RUNTIME_ERROR)
 
 
 def last_line(text: str) -> str:
