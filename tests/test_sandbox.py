@@ -22,8 +22,7 @@ import pytest_asyncio
 from processes import descendants, is_alive
 from reward_server.sandbox.attacks import not_stopped
 from reward_server.sandbox.pool import Runners
-from reward_server.sandbox.runner import Plan
-from reward_server.sandbox.runs import End, Limits, Outcome, Run, SandboxError, UnusableTestError
+from reward_server.sandbox.runs import End, Limits, Outcome, Plan, Run, SandboxError, UnusableTestError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reward_server.sandbox.pool import Runners
-from reward_server.sandbox.runner import Plan
-from reward_server.sandbox.runs import End, Outcome, Run, SandboxError
+from reward_server.sandbox.runs import End, Outcome, Plan, Run, SandboxError
 
 _SECRET = "a secret of the server's"
 _TIME_S = 1.0

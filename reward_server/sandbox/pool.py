@@ -29,8 +29,8 @@ from typing import Any
 
 from reward_server.processes import ended
 from reward_server.sandbox.backends import BACKENDS
-from reward_server.sandbox.runner import Plan, remove
-from reward_server.sandbox.runs import Outcome, Run, SandboxError, outcome_of
+from reward_server.sandbox.folders import remove
+from reward_server.sandbox.runs import Outcome, Plan, Run, SandboxError, outcome_of
 
 log = logging.getLogger("reward_server")
 

@@ -5,7 +5,9 @@ Owns the telling of ends apart. Knows no process: it is handed exit codes and th
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import json
 import math
 import re
 import signal
@@ -67,6 +69,26 @@ class Limits:
     def most_starved_s(self) -> float:
         """How long at most waiting for a processor may make it."""
         return 3 * self.wall_s
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all runs of a runner have in common."""
+
+    backend: str
+    python: tuple[str, ...]
+    """The command of the interpreter, with its options."""
+    readable: tuple[str, ...]
+    limits: Limits
+
+    def dumps(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Plan:
+        plan = json.loads(text)
+        limits = Limits(**plan["limits"])
+        return cls(plan["backend"], tuple(plan["python"]), tuple(plan["readable"]), limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,8 +50,7 @@ from reward_server.errors import ScorerLoadError
 from reward_server.sandbox.attacks import check_that_it_runs, not_stopped
 from reward_server.sandbox.backends import BACKENDS
 from reward_server.sandbox.pool import Runners
-from reward_server.sandbox.runner import Plan
-from reward_server.sandbox.runs import End, Limits, Outcome, Run, SandboxError, UnusableTestError
+from reward_server.sandbox.runs import End, Limits, Outcome, Plan, Run, SandboxError, UnusableTestError
 from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of
 from reward_server.scorers.code_tests import CodeTest, normal, program_of, read_tests
 from reward_server.types import Group, Score, Status

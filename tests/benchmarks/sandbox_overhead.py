@@ -17,8 +17,7 @@ import time
 
 from reward_server.sandbox.backends import BACKENDS
 from reward_server.sandbox.pool import Runners
-from reward_server.sandbox.runner import Plan
-from reward_server.sandbox.runs import End, Limits, Run
+from reward_server.sandbox.runs import End, Limits, Plan, Run
 
 RUNS = 30
 PYTHON = (os.path.realpath(sys.executable), "-I", "-S", "-B")
