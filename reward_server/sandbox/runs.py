@@ -62,8 +62,8 @@ class Limits:
 
     @property
     def wall_s(self) -> float:
-        """By the clock: twice the processor time and two seconds. Waiting for a processor does not count."""
-        return 2 * self.time_s + 2
+        """By the clock: twice the processor time and one second. Waiting for a processor does not count."""
+        return 2 * self.time_s + 1
 
     @property
     def most_starved_s(self) -> float:

@@ -93,7 +93,8 @@ class CodeOptions(ScorerOptions):
         4.0,
         gt=0,
         le=600,
-        description="Seconds of processor time a test; by the clock, twice that and two seconds more.",
+        description="Seconds of processor time a test; by the clock, twice that and one second more, where "
+        "waiting for a processor does not count.",
     )
     memory_mib: int = Field(512, ge=64, description="Memory of a process, in MiB of address space.")
     max_processes: int = Field(1, ge=1, le=512, description="Processes at once. 1: threads, but no child processes.")
