@@ -12,7 +12,6 @@ called, indexed, looped over and asked for attributes, but is equal to nothing b
 from __future__ import annotations
 
 import builtins
-import json
 import os
 import sys
 
@@ -60,7 +59,7 @@ class Line:
         raise error
 
     def tell(self, **verdict: Any) -> None:
-        self._send(b"V", json.dumps(verdict).encode() + b"\n")
+        self._send(b"V", plain.to_json(verdict).encode() + b"\n")
 
     def _send(self, mark: bytes, body: bytes) -> None:
         self._requests.write(mark + body)
