@@ -21,10 +21,15 @@ import pytest_asyncio
 
 from processes import descendants, is_alive
 from reward_server.sandbox.attacks import not_stopped
+from reward_server.sandbox.backends import BACKENDS
 from reward_server.sandbox.pool import Runners
 from reward_server.sandbox.runs import End, Limits, Outcome, Plan, Run, SandboxError, UnusableTestError
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+LACK = BACKENDS["sandlock"].missing()
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(LACK is not None, reason=str(LACK)),  # a kernel before Linux 6.12
+]
 
 MIB = 1 << 20
 LIMITS = Limits(

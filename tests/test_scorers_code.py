@@ -29,6 +29,8 @@ from reward_server.scoring import ScorerSet
 from reward_server.types import Group, Score, Status
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+LACK = BACKENDS["sandlock"].missing()
+needs_sandlock = pytest.mark.skipif(LACK is not None, reason=str(LACK))  # a kernel before Linux 6.12
 
 ADD_ONE = "```python\nprint(int(input()) + 1)\n```"
 TESTS = {"inputs": ["1", "41", "-1"], "outputs": ["2", "42", "0"]}
@@ -48,6 +50,8 @@ async def loaded(**options: Any) -> CodeScorer:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scorer() -> AsyncIterator[CodeScorer]:
+    if LACK is not None:
+        pytest.skip(LACK)
     scorer = await loaded()
     yield scorer
     await scorer.close()
@@ -281,6 +285,7 @@ async def test_the_version_names_sandbox_and_interpreter(scorer: CodeScorer) -> 
     assert not scorer.deterministic, "a busy machine may change a score: none is to be kept"
 
 
+@needs_sandlock
 async def test_a_sandbox_that_stops_nothing_is_refused_with_what_it_lets_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -338,6 +343,7 @@ async def test_a_group_that_outlasts_its_time_is_a_timeout_and_its_programs_end(
     await scorers.close()
 
 
+@needs_sandlock
 @pytest.mark.slow
 async def test_a_server_scores_programs_and_takes_them_with_it(serve: Callable[..., ServerProcess]) -> None:
     server = serve({"type": "code", "name": "tests", "time_limit_s": 20, "max_processes": 4})
