@@ -50,6 +50,13 @@ async def runners() -> AsyncIterator[Runners]:
     await runners.close()
 
 
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where new runners have their folders, and nobody else."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
 async def outcome(runners: Runners, program: str, test: str | None = None, stdin: str = "") -> Outcome:
     async with runners.lease() as runner:
         return await runner.ask(Run(program, stdin, test))
@@ -131,14 +138,14 @@ async def test_many_small_files_meet_the_limit_too(runners: Runners) -> None:
         "import os\nos.symlink('/', 'd')\nos.symlink('loop', 'loop')\n",
     ],
 )
-async def test_what_a_program_builds_in_its_folder_trips_nobody_up(program: str) -> None:
-    others, runners = folders(), Runners(plan_of(), 1)
+async def test_what_a_program_builds_in_its_folder_trips_nobody_up(program: str, folders: Path) -> None:
+    runners = Runners(plan_of(), 1)
     built = await outcome(runners, program + "import time\ntime.sleep(0.3)")
     assert built.end in (End.EXITED, End.OUTPUT_LIMIT, End.TIME_LIMIT)
-    [own] = folders() - others
-    assert os.listdir(os.path.join(tempfile.gettempdir(), own)) == [], "it is gone after each run"
+    [own] = os.listdir(folders)
+    assert os.listdir(folders / own) == [], "it is gone after each run"
     await runners.close()
-    assert not folders() - others
+    assert os.listdir(folders) == []
 
 
 async def test_a_program_that_leaves_its_process_group_is_ended_too() -> None:
@@ -418,18 +425,14 @@ async def test_an_interpreter_that_does_not_come_up_is_the_sandboxes_failure() -
         await runners.close()
 
 
-def folders() -> set[str]:
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("reward-sandbox-")}
-
-
-async def test_closing_leaves_no_process_and_no_file() -> None:
-    before, others = descendants(os.getpid()), folders()
+async def test_closing_leaves_no_process_and_no_file(folders: Path) -> None:
+    before = descendants(os.getpid())
     runners = Runners(plan_of(), 2)
     await asyncio.gather(*(outcome(runners, "open('x', 'w').write('x')") for _ in range(4)))
-    assert len(folders() - others) == 2, "runners are used again"
+    assert len(os.listdir(folders)) == 2, "runners are used again"
     await runners.close()
     await until(lambda: not mine(before))
-    assert not folders() - others
+    assert os.listdir(folders) == []
 
 
 # -------------------------------------------------------------------------------------------------------- the self-test
