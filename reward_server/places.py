@@ -17,7 +17,7 @@ import inspect
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 from reward_server.errors import RewardServerError, ScorerLoadError
@@ -50,7 +50,9 @@ class LoopPlace:
     async def load(self) -> Card:
         with contextlib.suppress(Exception, SystemExit):
             await in_thread(self._scorer.preload)
-        _load(self._scorer)
+        with _load_errors_of(self._scorer):
+            if (loading := self._scorer.load()) is not None:
+                await loading
         return card_of(self._scorer)
 
     async def run(self, group: Group) -> Timed:
@@ -194,9 +196,15 @@ class WorkerPlace:
 
 
 def _load(scorer: Scorer) -> None:
-    try:
+    with _load_errors_of(scorer):
         scorer.load()
-    except RewardServerError:
+
+
+@contextlib.contextmanager
+def _load_errors_of(scorer: Scorer) -> Iterator[None]:
+    try:
+        yield
+    except (RewardServerError, asyncio.CancelledError):
         raise
     except BaseException as error:
         raise ScorerLoadError(f"scorer {scorer.name!r}: loading raised\n{user_traceback(error)}") from error

@@ -19,7 +19,8 @@ ALLOWED = {
     "reward_server/client": {"wire", "types", "errors", "v1", "client", "tracing"},
     "reward_server/launch.py": {"client", "types", "errors"},
     "reward_server/supervise.py": {"launch", "errors"},
-    "reward_server/scorers": {"scorers", "types", "errors"},
+    "reward_server/scorers": {"scorers", "types", "errors", "sandbox"},
+    "reward_server/sandbox": {"sandbox", "processes"},
     "reward_server/tasks.py": set(),
     "reward_server/threads.py": set(),
     "reward_server/child.py": {"processes"},
@@ -134,6 +135,16 @@ def test_the_light_part_loads_neither_torch_nor_trl_nor_httpx(module: str) -> No
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_what_runs_inside_a_sandbox_imports_nothing_but_the_standard_library_and_its_own_folder() -> None:
+    for path in files("reward_server/sandbox/inside"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                is_own = name.startswith("reward_server.sandbox.inside")
+                assert is_own or name.split(".")[0] in sys.stdlib_module_names, f"{path} imports {name}"
 
 
 def test_only_the_wire_touches_message_fields() -> None:

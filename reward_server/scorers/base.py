@@ -136,8 +136,11 @@ class Scorer(ABC, Generic[OptionsT]):
         Called before `load` for a scorer on the event loop, on which nothing may block while other groups are scored.
         """
 
-    def load(self) -> None:
-        """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run."""
+    def load(self) -> Awaitable[None] | None:
+        """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run.
+
+        May be async on the event loop, as `close` may.
+        """
 
     @abstractmethod
     def score(self, group: Group) -> Result | Awaitable[Result]:

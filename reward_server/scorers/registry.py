@@ -32,6 +32,7 @@ BUILT_IN = {
     "endpoint": "reward_server.scorers.endpoint:EndpointScorer",
     "judge": "reward_server.scorers.judge:JudgeScorer",
     "math": "reward_server.scorers.math:MathScorer",
+    "code": "reward_server.scorers.code:CodeScorer",
     "length": "reward_server.scorers.heuristics:LengthScorer",
     "regex": "reward_server.scorers.heuristics:RegexScorer",
     "match": "reward_server.scorers.heuristics:MatchScorer",

@@ -1,0 +1,118 @@
+"""Plain values as a line of JSON, and back: what a program and its tests may tell one another.
+
+Owns the two directions. Decoding makes values of Python's own types and nothing else, so that what a program returns
+cannot bring an `__eq__` of its own. What is not plain stays where it is, and only its number travels.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+
+def dumps(value: Any, keep: Callable[[Any], int]) -> bytes:
+    """One line. `keep` is handed what is not plain and returns its number, or raises."""
+    return to_json(_encode(value, keep)).encode() + b"\n"
+
+
+def loads(line: bytes, take: Callable[[int, str], Any]) -> Any:
+    """The value of a line. `take` is handed a number and the name of a type. Raises any error for what is no value."""
+    return _decode(_from_json(line.decode()), take)
+
+
+def _codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
+    """The C halves of `json` alone: its Python half imports `re` and `enum`, half the time that a test takes."""
+    try:
+        half: Any = __import__("_json")
+        encode = half.make_encoder(None, None, half.encode_basestring_ascii, None, ":", ",", False, False, True)
+        decode = half.make_scanner(_Json)
+        assert decode('[1, {"a": null}]', 0)[0] == [1, {"a": None}]
+        assert "".join(encode([1, {"a": None}], 0)) == '[1,{"a":null}]'
+    except Exception:  # another Python's
+        whole = __import__("json")
+        return whole.dumps, whole.loads
+    return (lambda value: "".join(encode(value, 0))), (lambda text: decode(text, 0)[0])
+
+
+class _Json:
+    """What `json.scanner` asks of a decoder (CPython 3.11, Modules/_json.c, scanner_new)."""
+
+    strict = True
+    object_hook = object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
+
+
+to_json, _from_json = _codec()
+
+
+def _encode(value: Any, keep: Callable[[Any], int]) -> Any:
+    """Subclasses (Counter, a named tuple, an IntEnum) travel as the plain type beneath."""
+    if value is None or value is True or value is False:
+        return value
+    for kind, encode in _SCALARS:
+        if isinstance(value, kind):
+            return encode(value)
+    if isinstance(value, dict):
+        return {"dict": [[_encode(key, keep), _encode(item, keep)] for key, item in value.items()]}
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            items = [_encode(item, keep) for item in value]
+            return items if kind is list else {kind.__name__: items}
+    return _encode_other(value, keep)
+
+
+def _encode_other(value: Any, keep: Callable[[Any], int]) -> Any:
+    """By the names of module and type: importing them takes time, and few programs do."""
+    kind = (type(value).__module__, type(value).__name__)
+    if kind in (("decimal", "Decimal"), ("fractions", "Fraction")):
+        return {kind[1]: str(value)}
+    if kind[0] == "numpy" and hasattr(value, "tolist"):
+        return _encode(value.tolist(), keep)
+    return {"object": [keep(value), kind[1]]}
+
+
+def _encode_int(value: int) -> Any:
+    """Hexadecimal beyond 63 bits: Python refuses to write and read long decimal ones."""
+    number = int.__int__(value)
+    return number if abs(number) < 1 << 63 else {"int": hex(number)}
+
+
+_SCALARS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (int, _encode_int),
+    (float, lambda value: {"float": float.__repr__(value)}),
+    (complex, lambda value: {"complex": [repr(value.real), repr(value.imag)]}),
+    (bytes, lambda value: {"bytes": value.hex()}),
+    (bytearray, lambda value: {"bytearray": value.hex()}),
+)
+
+
+def _decode(value: Any, take: Callable[[int, str], Any]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, take) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, body),) = value.items()
+    if kind == "object":
+        return take(*body)
+    if kind == "dict":
+        return {_decode(key, take): _decode(item, take) for key, item in body}
+    if kind in _SEQUENCES:
+        return _SEQUENCES[kind](_decode(item, take) for item in body)
+    return _PARSERS[kind](body)
+
+
+_SEQUENCES: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda body: int(body, 16),
+    "float": float,
+    "complex": lambda body: complex(float(body[0]), float(body[1])),
+    "Decimal": lambda body: __import__("decimal").Decimal(body),
+    "Fraction": lambda body: __import__("fractions").Fraction(body),
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+}

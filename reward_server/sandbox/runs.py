@@ -1,0 +1,158 @@
+"""The values of the sandbox: what may be used, what is to be run, and how it ended.
+
+Owns the telling of ends apart. Knows no process: it is handed exit codes and the last lines of what was printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import re
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+
+class SandboxError(RuntimeError):
+    """The sandbox itself failed. It says nothing about the program, so nothing may be scored by it."""
+
+
+class UnusableTestError(ValueError):
+    """The test cannot be run whatever the program is: no Python, or a call that cannot cross between processes."""
+
+
+class End(enum.Enum):
+    """How a program's run ended. All but `PASSED` and `EXITED` are ends of programs that failed."""
+
+    PASSED = "passed"
+    EXITED = "exited"
+    """It ended by itself with exit code 0: whether what it printed is right, the caller says."""
+    WRONG_ANSWER = "wrong_answer"
+    RUNTIME_ERROR = "runtime_error"
+    TIME_LIMIT = "time_limit"
+    MEMORY_LIMIT = "memory_limit"
+    OUTPUT_LIMIT = "output_limit"
+    PROCESS_LIMIT = "process_limit"
+    FILE_LIMIT = "file_limit"
+    FORBIDDEN = "forbidden"
+    NO_PROGRAM = "no_program"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one run may use."""
+
+    time_s: float
+    """Seconds of processor time of a process, rounded up to whole ones: the kernel counts no others."""
+    memory_bytes: int
+    """Address space of a process."""
+    processes: int
+    """Processes at once, itself included."""
+    open_files: int
+    output_bytes: int
+    """What it may print, standard output and standard error together."""
+    disk_bytes: int
+    """What it may write to its folder."""
+
+    @property
+    def cpu_s(self) -> int:
+        return math.ceil(self.time_s)
+
+    @property
+    def wall_s(self) -> float:
+        """By the clock: twice the processor time and one second. Waiting for a processor does not count."""
+        return 2 * self.time_s + 1
+
+    @property
+    def most_starved_s(self) -> float:
+        """How long at most waiting for a processor may make it."""
+        return 3 * self.wall_s
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all runs of a runner have in common."""
+
+    backend: str
+    python: tuple[str, ...]
+    """The command of the interpreter, with its options."""
+    readable: tuple[str, ...]
+    limits: Limits
+
+    def dumps(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def loads(cls, text: str) -> Plan:
+        plan = json.loads(text)
+        limits = Limits(**plan["limits"])
+        return cls(plan["backend"], tuple(plan["python"]), tuple(plan["readable"]), limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a program: with a standard input, or against a test, which is Python that raises if it fails."""
+
+    program: str
+    stdin: str = ""
+    test: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, what it printed, and the last line of what it complained of."""
+
+    end: End
+    stdout: str = ""
+    detail: str = ""
+
+
+_COMPLAINTS = (
+    (r"MemoryError|\[Errno 12\]", End.MEMORY_LIMIT),
+    (r"can't start new thread|\[Errno 11\]", End.PROCESS_LIMIT),
+    (r"\[Errno 24\]", End.FILE_LIMIT),
+    (r"\[Errno (27|28|122)\]", End.OUTPUT_LIMIT),  # file too large, no space left, quota
+    (r"PermissionError|\[Errno (1|13|30|97|99|101|111)\]", End.FORBIDDEN),  # read-only, no network
+)
+_SIGNALS: dict[int, End] = {
+    signal.SIGXCPU: End.TIME_LIMIT,
+    signal.SIGXFSZ: End.OUTPUT_LIMIT,
+    signal.SIGSYS: End.FORBIDDEN,
+}
+
+
+def end_of(returncode: int, complaint: str, seconds: float, limits: Limits) -> End:
+    """The end of a process that nobody here killed.
+
+    `returncode` is negative for a signal, `complaint` the last line of its standard error. A program may lie in that
+    about the reason of its failure; it cannot turn one into a pass.
+    """
+    if returncode == 0:
+        return End.EXITED
+    if returncode < 0:
+        if returncode == -signal.SIGKILL and seconds >= limits.cpu_s:
+            return End.TIME_LIMIT  # it ignored SIGXCPU, and the hard limit followed
+        return _SIGNALS.get(-returncode, End.RUNTIME_ERROR)
+    return next((end for pattern, end in _COMPLAINTS if re.search(pattern, complaint)), End.RUNTIME_ERROR)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something, at most 200 characters."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+def outcome_of(answer: dict[str, Any]) -> Outcome:
+    """What a runner answered. Raises what it reports instead."""
+    if "failed" in answer:
+        raise SandboxError(answer["failed"])
+    if "unusable" in answer:
+        raise UnusableTestError(_sendable(answer["unusable"]))
+    return Outcome(End(answer["end"]), answer["stdout"], _sendable(answer["detail"]))
+
+
+def _sendable(text: str) -> str:
+    """Without lone surrogates, which a program may put into its complaints and no message can hold."""
+    return text.encode("utf-8", "replace").decode()
