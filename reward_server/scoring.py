@@ -21,6 +21,8 @@ from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 from reward_server import __version__, tracing
+from reward_server.batch_place import BatchPlace
+from reward_server.batcher import Batcher
 from reward_server.cache import Cache
 from reward_server.composing import CompositePlace
 from reward_server.config import ServerConfig, digest_of
@@ -29,6 +31,7 @@ from reward_server.metrics import Metrics, Source
 from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
 from reward_server.results import Card, NoResultError, Timed, joined
 from reward_server.scorers.base import Place, Result, Scorer, failed
+from reward_server.scorers.batched import BatchedScorer
 from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
@@ -71,6 +74,12 @@ class ScorerSet:
     @property
     def worker_pids(self) -> list[int]:
         return self._pool.pids if self._pool else []
+
+    @property
+    def batchers(self) -> dict[str, Batcher]:
+        """Those of the scorers that batch, by the scorer's name; for their counters."""
+        places = {name: served.place for name, served in self._by_name.items()}
+        return {name: place.batcher for name, place in places.items() if isinstance(place, BatchPlace)}
 
     async def load(self) -> None:
         """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
@@ -163,6 +172,8 @@ class ScorerSet:
             return LoopPlace(scorer)
         if scorer.place is Place.THREAD:
             return ThreadPlace(scorer)
+        if isinstance(scorer, BatchedScorer):
+            return BatchPlace(scorer)
         assert self._pool is not None
         return WorkerPlace(scorer, self._pool)
 
