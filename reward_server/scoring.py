@@ -77,9 +77,9 @@ class ScorerSet:
 
     @property
     def batchers(self) -> dict[str, Batcher]:
-        """Those of the scorers that batch, by the scorer's name; for their counters."""
-        places = {name: served.place for name, served in self._by_name.items()}
-        return {name: place.batcher for name, place in places.items() if isinstance(place, BatchPlace)}
+        """Those of the scorers that batch, a composite's parts too, by the scorer's name; for their counters."""
+        served = [(served.info.name, served.place) for served in self._served]
+        return {name: place.batcher for name, place in served if isinstance(place, BatchPlace)}
 
     async def load(self) -> None:
         """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
@@ -123,7 +123,7 @@ class ScorerSet:
 
     def counters(self) -> Iterator[Source]:
         """Who counts what in plain attributes: its batchers and its cache, if it has some."""
-        for name, batcher in getattr(self, "batchers", {}).items():
+        for name, batcher in self.batchers.items():
             yield "batch", name, batcher.stats
         for name, counts in getattr(getattr(self, "cache", None), "counts", {}).items():
             yield "cache", name, counts
