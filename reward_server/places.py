@@ -14,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import queue
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any, Protocol
 
 from reward_server.errors import RewardServerError, ScorerLoadError
@@ -25,8 +23,9 @@ from reward_server.fair import Turns
 from reward_server.results import Card, NoResultError, Timed, card_of, checked, over_limit, raised
 from reward_server.scorers.base import Scorer
 from reward_server.scorers.loading import user_traceback
+from reward_server.thread_pool import LimitedThreads
 from reward_server.threads import in_thread
-from reward_server.types import Group, Status
+from reward_server.types import Group
 from reward_server.workers import WorkerPool
 
 DEFAULT_THREADS = 16  # for functions that wait for somebody else; a model says that its concurrency is 1
@@ -82,90 +81,34 @@ class LoopPlace:
 
 
 class ThreadPlace:
-    """In threads of its own: a model that releases the interpreter's lock, or a function that waits for others.
-
-    A thread cannot be killed. One that outlasts its limit keeps its place until it ends; when all have, a group waits
-    one time limit for a free one and is given up.
-    """
+    """In threads of its own: a model that releases the interpreter's lock, or a function that waits for others."""
 
     def __init__(self, scorer: Scorer):
         self._scorer = scorer
-        self._size = scorer.concurrency or DEFAULT_THREADS
-        self._turns = Turns(self._size)
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._threads = 0
-        self._overdue = 0
+        size = scorer.concurrency or DEFAULT_THREADS
+        self._threads = LimitedThreads(f"scorer {scorer.name}", size, scorer.options.timeout_s)
 
     async def load(self) -> Card:
-        await self._in_thread(lambda: _load(self._scorer))
+        await self._threads.start(lambda: _load(self._scorer))
         return card_of(self._scorer)
 
     async def run(self, group: Group) -> Timed:
-        asked = time.perf_counter()
-        await self._turn()
-        began = time.perf_counter()
-        job = self._in_thread(lambda: self._score(group))
-        job.add_done_callback(lambda _: self._turns.give_back())
         try:
-            done, _ = await asyncio.wait({job}, timeout=self._scorer.options.timeout_s)
-        except asyncio.CancelledError:
-            job.add_done_callback(_look_away)
+            answer, queued_s, compute_s = await self._threads.run(lambda: self._score(group))
+            return Timed(checked(answer, len(group)), queued_s, compute_s)
+        except NoResultError:
             raise
-        if not done:
-            self._overdue += 1
-            job.add_done_callback(self._no_longer_overdue)
-            what_became = ", and its thread runs on: it cannot be killed"
-            raise over_limit(self._scorer.options.timeout_s, what_became, retry_alone=self._size > 1)
-        try:
-            return Timed(checked(job.result(), len(group)), began - asked, time.perf_counter() - began)
         except Exception as error:
             raise raised(error) from error
 
     async def close(self) -> None:
-        for _ in range(self._threads):
-            self._jobs.put(None)
-        if not self._overdue:
+        self._threads.close()
+        if not self._threads.has_overdue:
             self._scorer.close()
 
     def _score(self, group: Group) -> Any:
         answer = self._scorer.score(group)
         return asyncio.run(_wait(answer)) if inspect.isawaitable(answer) else answer
-
-    async def _turn(self) -> None:
-        timeout_s = self._scorer.options.timeout_s
-        try:
-            async with asyncio.timeout(timeout_s if self._overdue >= self._size else None):
-                await self._turns.take()
-        except TimeoutError:
-            message = f"all {self._size} threads of this scorer are busy with groups that outlasted their limit"
-            raise NoResultError(Status.TIMEOUT, message, retry_alone=False) from None
-
-    def _no_longer_overdue(self, job: asyncio.Future[Any]) -> None:
-        self._overdue -= 1
-        _look_away(job)
-
-    def _in_thread(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-
-        def job() -> None:
-            try:
-                settle, value = future.set_result, function()
-            except BaseException as error:
-                settle, value = future.set_exception, _for_a_future(error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(lambda: None if future.done() else settle(value))
-
-        if self._threads < self._size:
-            self._threads += 1
-            # Daemons, since one that hangs must not keep the process from ending.
-            threading.Thread(target=self._work, name=f"scorer {self._scorer.name}", daemon=True).start()
-        self._jobs.put(job)
-        return future
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
 
 
 class WorkerPlace:
@@ -212,18 +155,3 @@ def _load_errors_of(scorer: Scorer) -> Iterator[None]:
 
 async def _wait(answer: Awaitable[Any]) -> Any:
     return await answer
-
-
-def _look_away(job: asyncio.Future[Any]) -> None:
-    """What an unwanted job raised is nobody's."""
-    if not job.cancelled():
-        job.exception()
-
-
-def _for_a_future(error: BaseException) -> BaseException:
-    """asyncio would raise SystemExit through its loop and refuses StopIteration."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped

@@ -19,6 +19,8 @@ import logging
 from collections.abc import Iterator, Sequence
 
 from reward_server import __version__, tracing
+from reward_server.batch_place import BatchPlace
+from reward_server.batcher import Batcher
 from reward_server.cache import Cache
 from reward_server.composing import CompositePlace
 from reward_server.config import ServerConfig, digest_of
@@ -28,6 +30,7 @@ from reward_server.places import LoopPlace, Running, ThreadPlace, WorkerPlace
 from reward_server.quarantine import Quarantine
 from reward_server.results import Card, NoResultError, Timed, joined
 from reward_server.scorers.base import Place, Result, Scorer, failed
+from reward_server.scorers.batched import BatchedScorer
 from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
@@ -74,6 +77,12 @@ class ScorerSet:
     def worker_pids(self) -> list[int]:
         return self._pool.pids if self._pool else []
 
+    @property
+    def batchers(self) -> dict[str, Batcher]:
+        """Those of the scorers that batch, a composite's parts too, by the scorer's name; for their counters."""
+        served = [(served.info.name, served.place) for served in self._served]
+        return {name: place.batcher for name, place in served if isinstance(place, BatchPlace)}
+
     async def load(self) -> None:
         """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
         try:
@@ -116,9 +125,9 @@ class ScorerSet:
 
     def counters(self) -> Iterator[Source]:
         """Who counts what in plain attributes: its batchers and its cache, if it has some."""
-        for name, batcher in getattr(self, "batchers", {}).items():
+        for name, batcher in self.batchers.items():
             yield "batch", name, batcher.stats
-        for name, counts in getattr(getattr(self, "cache", None), "counts", {}).items():
+        for name, counts in (self.cache.counts if self.cache else {}).items():
             yield "cache", name, counts
 
     async def score(self, group: Group, metrics: Metrics | None = None) -> GroupScores:
@@ -165,6 +174,8 @@ class ScorerSet:
             return LoopPlace(scorer)
         if scorer.place is Place.THREAD:
             return ThreadPlace(scorer)
+        if isinstance(scorer, BatchedScorer):
+            return BatchPlace(scorer)
         assert self._pool is not None
         return WorkerPlace(scorer, self._pool)
 

@@ -27,6 +27,7 @@ import grpc.aio
 
 from reward_server.addresses import parse_address
 from reward_server.admission import Admission
+from reward_server.batcher import Batcher
 from reward_server.config import ServerConfig
 from reward_server.errors import RewardServerError
 from reward_server.metrics import CollectorRegistry, Metrics, MetricsPage, Source
@@ -121,6 +122,11 @@ class RewardServer:
     @property
     def info(self) -> ServerInfo:
         return self._current.info
+
+    @property
+    def batchers(self) -> dict[str, Batcher]:
+        """Those of the scorers that batch, by name; their `stats` are counters."""
+        return self._current.scorers.batchers
 
     def ask_to_stop(self, at_once: bool = False) -> None:
         """Ends `serve`; asked again, or `at_once`, ends `drain` too."""

@@ -62,6 +62,10 @@ ALLOWED = {
     "reward_server/metrics.py": {"addresses", "config", "errors", "results"},
     "reward_server/records.py": {"config", "errors", "types"},
     "reward_server/logs.py": set(),
+    "reward_server/shares.py": set(),
+    "reward_server/batch_queue.py": {"shares"},
+    "reward_server/batcher.py": {"batch_queue"},
+    "reward_server/thread_pool.py": {"fair", "results", "types"},
 }
 # The same for the trainer's: pure parts below, TRL's trainer in layers above.
 PLUGIN_ALLOWED = {

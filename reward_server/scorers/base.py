@@ -29,6 +29,8 @@ class Place(enum.Enum):
     """On the event loop: `score` is async, or takes microseconds."""
     THREAD = "thread"
     """In a thread of its own: a model that releases the GIL."""
+    BATCH = "batch"
+    """In a thread a device, in batches of several groups: a BatchedScorer."""
     WORKER = "worker"
     """In a worker process's main thread: a synchronous function, which may hang and is then killed."""
 

@@ -1,44 +1,60 @@
-"""The scorer `classifier`: a Hugging Face sequence-classification model as reward model.
+"""The scorer `classifier`: a reward model, that is a Hugging Face classifier of texts, or of tokens (process rewards).
 
-Owns the model, its tokenizer and the making of batches. The text of a completion is what trl 1.16's
+Owns what the model sees of a completion, and what is read from its logits. The text is what trl 1.16's
 GRPOTrainer._calculate_rewards gives a reward model: the chat template over prompt and completion if they are messages,
-their concatenation if they are text; no special tokens are added. Knows nothing of queues: it gets a group at a time.
+their concatenation if they are text; no special tokens are added. Knows nothing of queues or devices.
 
-Legend: G completions of a group, T tokens.
+Legend: G completions of a group.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, to_score
-from reward_server.scorers.loading import did_you_mean, find_path, user_traceback
+from reward_server.scorers.base import Result, text_of, to_score
+from reward_server.scorers.batched import BatchedScorer, Sample
+from reward_server.scorers.models import ModelOptions, Models
 from reward_server.types import Content, Group, Score, Status
 
-_SAMPLE_BYTES = 1 << 20
+
+class StepsOptions(BaseModel):
+    """How a process reward model reads a completion: step by step."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    separator: str = Field("\n\n", min_length=1, description="Text between the steps of a completion.")
+    token: str | None = Field(
+        None,
+        min_length=1,
+        description="Text that the model was trained to judge a step at, put after each step; the separator if unset.",
+    )
+    aggregate: Literal["min", "last", "mean"] = Field(
+        "min", description="What the steps' scores come to: the lowest, the last or their mean."
+    )
 
 
-class ClassifierOptions(ScorerOptions):
+class ClassifierOptions(ModelOptions):
     """Options of `classifier`."""
 
-    model: str = Field(min_length=1, description="Name on the Hugging Face hub, or path of a folder.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    label: int | str | None = Field(
-        None, description="Index or name of the label whose logit is the score; needed if the model has several."
+    timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that one batch may take on the model, whosever completions are in it. Waiting is not "
+        "counted.",
     )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto (a GPU if there is one), cpu, cuda, cuda:0…"
+    steps: StepsOptions | None = Field(
+        None, description="For a process reward model, a classifier of tokens: a score a step. Unset, one a completion."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the weights; auto is the checkpoint's."
+    output: Literal["logit", "probability"] | None = Field(
+        None,
+        description="What of the label is the score: its logit, or its probability (softmax, sigmoid of a sole label). "
+        "Unset, the logit, and the probability of steps.",
     )
     max_length: int | None = Field(
         None, ge=1, description="Most tokens of prompt and completion; what the model's positions allow if unset."
@@ -46,29 +62,43 @@ class ClassifierOptions(ScorerOptions):
     truncate: Literal["error", "left", "right"] = Field(
         "error",
         description="What becomes of a text beyond max_length. error: it gets no score but FAILED. left: the start of "
-        "the prompt is cut off. right: the end of the completion is.",
+        "the prompt is cut off. right: the end of the completion is. The metric <name>/truncated is the share of a "
+        "group that was cut.",
     )
     max_batch_tokens: int = Field(
-        16384, ge=1, description="Tokens of one forward pass, padding included; a longer text goes alone."
+        16384,
+        ge=1,
+        description="Tokens of one forward pass, padding included, out of any groups that wait; a longer text goes "
+        "alone.",
     )
     chat_template_kwargs: dict[str, JsonValue] = Field(
         default_factory=dict, description="Passed to the tokenizer's apply_chat_template, such as enable_thinking."
     )
 
 
-class ClassifierScorer(Scorer[ClassifierOptions]):
-    """The model's logit for each completion, the same whatever else is in the batch (to the precision of `dtype`)."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the model sees of one completion: token ids, where its steps end, and how many tokens were cut off."""
+
+    ids: list[int]
+    step_ends: tuple[int, ...] = ()
+    cut_tokens: int = 0
+
+
+class ClassifierScorer(BatchedScorer[ClassifierOptions]):
+    """The model's score for each completion, the same whatever else is in the batch: to 1e-5 in float32, to the
+    precision of `dtype` else."""
 
     Options = ClassifierOptions
-    place = Place.THREAD
 
     def __init__(self, options: ClassifierOptions):
         super().__init__(options)
-        self._tokenizer: Any = None
-        self._model: Any = None
-        self._label = 0
+        self._models: Models | None = None
+        self._step_token_ids: list[int] = []
         self._max_length: int | None = options.max_length
         self._version = ""
+        self.truncated = 0
+        """Completions that were cut, since the start."""
 
     @property
     def version(self) -> str:
@@ -76,199 +106,143 @@ class ClassifierScorer(Scorer[ClassifierOptions]):
         return self._version
 
     @property
-    def concurrency(self) -> int:
-        return 1
+    def replicas(self) -> int:
+        return len(self.options.devices) or 1
+
+    @property
+    def max_batch_tokens(self) -> int:
+        return self.options.max_batch_tokens
+
+    @property
+    def models(self) -> Models:
+        assert self._models is not None, "load() comes first"
+        return self._models
 
     def load(self) -> None:
-        source = _source(self.options)
-        device = _device(self.options)
-        self._model, self._tokenizer = _load(source, self.options)
-        self._model.to(device).eval().requires_grad_(False)
-        _set_pad_token(self._model, self._tokenizer, self.options.model)
-        self._label = _label_index(self._model.config, self.options)
-        self._max_length = self.options.max_length or _positions(self._model.config)
-        self._version = self._version_of(source)
-
-    def score(self, group: Group) -> Result:
-        texts = [self._text(*both) for both in zip(group.prompts(), group.contents(), strict=True)]
-        encoded = self._tokenizer(text=texts, add_special_tokens=False)
-        rows = [{key: values[index] for key, values in encoded.items()} for index in range(len(texts))]
-        scores = [self._too_long(len(row["input_ids"])) for row in rows]
-        kept = [index for index, score in enumerate(scores) if score is None]
-        logits = self._logits([self._truncated(rows[index]) for index in kept])
-        for index, logit in zip(kept, logits, strict=True):
-            scores[index] = to_score(logit)
-        return Result(tuple(score for score in scores if score is not None))
+        steps = self.options.steps
+        self._models = Models(self.options, per_token=steps is not None)
+        if steps is not None:
+            self._step_token_ids = self._ids([steps.token or steps.separator])[0]
+            if not self._step_token_ids:
+                raise ScorerLoadError(f"steps.token {steps.token or steps.separator!r} is no token of this model")
+        self._max_length = self.options.max_length or self._models.positions
+        self._version = f"{self._models.version}/{self._max_length}{self.options.truncate}"
 
     def close(self) -> None:
-        self._model = self._tokenizer = None
+        self._models = None
+
+    # --------------------------------------------------------------------------------------------- group -> samples
+
+    def prepare(self, group: Group) -> list[Sample | Score]:
+        pairs = list(zip(group.prompts(), group.contents(), strict=True))
+        if self.options.steps is None:
+            rows = [Row(ids) for ids in self._ids([self._text(*pair) for pair in pairs])]
+        else:
+            rows = [self._row_of_steps(*pair) for pair in pairs]
+        return [self._sample(row) for row in rows]
 
     def _text(self, prompt: Content, completion: Content) -> str:
         if isinstance(prompt, str) and isinstance(completion, str):
             return prompt + completion
         if isinstance(prompt, str) or isinstance(completion, str):
             raise ValueError("prompt and completion must both be text or both be messages")
-        messages = [dict(message) for message in (*prompt, *completion)]
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, **self.options.chat_template_kwargs)
+        return self._chat([*prompt, *completion])
 
-    def _too_long(self, length: int) -> Score | None:
-        if self.options.truncate != "error" or self._max_length is None or length <= self._max_length:
-            return None
-        return Score(
-            Status.FAILED,
-            message=f"{length} tokens of prompt and completion are beyond max_length ({self._max_length}); raise it, "
-            "or set truncate to left or right",
-        )
+    def _chat(self, messages: Sequence[Any], **options: Any) -> str:
+        kwargs = {**self.options.chat_template_kwargs, **options}
+        return self.models.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **kwargs)
 
-    def _truncated(self, row: dict[str, list[int]]) -> dict[str, list[int]]:
-        if self._max_length is None or self.options.truncate == "error":
-            return row
-        keep = slice(-self._max_length, None) if self.options.truncate == "left" else slice(self._max_length)
-        return {key: values[keep] for key, values in row.items()}
+    def _row_of_steps(self, prompt: Content, completion: Content) -> Row:
+        """Steps and step tokens are tokenized apart, so that no text of a completion can stand for a step's end."""
+        assert self.options.steps is not None
+        start = prompt if isinstance(prompt, str) else self._chat(prompt, add_generation_prompt=True)
+        steps = split_steps(text_of(completion), self.options.steps.separator)
+        ids, *ids_of_steps = self._ids([start, *steps])
+        ends = []
+        for step in ids_of_steps:
+            ids = [*ids, *step, *self._step_token_ids]
+            ends.append(len(ids) - 1)
+        return Row(ids, tuple(ends))
 
-    def _logits(self, rows: Sequence[dict[str, list[int]]]) -> list[float]:
-        """One a row, in the rows' order; batches are of like lengths."""
-        import torch  # noqa: PLC0415 - only where it runs
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.models.tokenizer(text=texts, add_special_tokens=False)["input_ids"]
 
-        logits = [0.0] * len(rows)
-        lengths = [len(row["input_ids"]) for row in rows]
-        for batch in batches(lengths, self.options.max_batch_tokens):
-            padded = self._tokenizer.pad(
-                [rows[index] for index in batch], padding=True, padding_side="right", return_tensors="pt"
+    def _sample(self, row: Row) -> Sample | Score:
+        length, limit = len(row.ids), self._max_length
+        if not length:
+            return Score(Status.FAILED, message="prompt and completion are empty: there is nothing to score")
+        if limit is None or length <= limit:
+            return Sample(row, length)
+        if self.options.truncate == "error":
+            return Score(
+                Status.FAILED,
+                message=f"{length} tokens of prompt and completion are beyond max_length ({limit}); raise it, or set "
+                "truncate to left or right",
             )
-            with torch.inference_mode():
-                values = self._model(**padded.to(self._model.device)).logits[:, self._label].float().tolist()
-            for index, value in zip(batch, values, strict=True):
-                logits[index] = value
-        return logits
-
-    def _version_of(self, source: str) -> str:
-        commit = getattr(self._model.config, "_commit_hash", None)
-        weights = _folder_digest(Path(source)) if os.path.isdir(source) else commit or self.options.revision or "main"
-        cut = f"{self._max_length}{self.options.truncate}"
-        return f"{Path(self.options.model).name}@{weights[:12]}/{self._model.dtype}/{cut}".replace("torch.", "")
-
-
-def batches(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of rows in batches, the longest rows first; a batch padded to its longest row keeps to the limit."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-# -------------------------------------------------------------------------------------------------------------- loading
-
-
-def _source(options: ClassifierOptions) -> str:
-    """The folder if there is one, else the name on the hub."""
-    folder = find_path(options.model, options.base_dir)
-    if folder is not None:
-        return str(folder)
-    if options.model.startswith((".", "/", "~")) or options.model.count("/") > 1:
-        raise ScorerLoadError(f"model {options.model!r}: there is no such folder; give a folder or a name on the hub")
-    _ask_hub(options)
-    return options.model
-
-
-def _ask_hub(options: ClassifierOptions) -> None:
-    """One short question whether the model exists: transformers asks for half a minute when the hub is out of reach."""
-    try:
-        from huggingface_hub import HfApi, try_to_load_from_cache  # noqa: PLC0415 - only where it runs
-
-        if not isinstance(try_to_load_from_cache(options.model, "config.json", revision=options.revision), str):
-            HfApi().model_info(options.model, revision=options.revision, timeout=10)
-    except Exception as error:  # of the hub's, of HTTP's and of the network's many kinds
-        raise ScorerLoadError(
-            f"model {options.model!r} is neither a folder nor to be had from the Hugging Face hub: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _device(options: ClassifierOptions) -> str:
-    try:
-        import torch  # noqa: PLC0415 - only where it runs
-    except ImportError as error:
-        raise ScorerLoadError(f"type classifier needs torch ({error}): pip install 'grpo-plugin[server]'") from error
-    if options.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if options.device.startswith("cuda"):
-        count = torch.cuda.device_count()
-        if int(options.device.partition(":")[2] or 0) >= count:
-            raise ScorerLoadError(
-                f"device {options.device!r}: torch sees {count} CUDA devices; set device: auto or cpu"
+        self.truncated += 1
+        row = truncated(row, limit, self.options.truncate)
+        if self.options.steps is not None and not row.step_ends:
+            return Score(
+                Status.FAILED, message=f"no step ends within max_length ({limit}) of {length} tokens; raise it"
             )
-    return options.device
+        return Sample(row, limit)
+
+    # -------------------------------------------------------------------------------------------- samples -> scores
+
+    def compute(self, data: Sequence[Row], replica: int) -> list[Any]:
+        """A number a row, or one for each of its steps."""
+        values = self._values(self.models.logits([row.ids for row in data], replica)).cpu()
+        if self.options.steps is None:
+            return values.tolist()
+        return [values[index, list(row.step_ends)].tolist() for index, row in enumerate(data)]
+
+    def finish(self, prepared: Sequence[Sample | Score], outputs: Sequence[Any]) -> Result:
+        scores = tuple(self._score(output) for output in outputs)
+        metrics = {}
+        if self.options.truncate != "error":
+            cut = sum(isinstance(item, Sample) and item.data.cut_tokens > 0 for item in prepared)
+            metrics[f"{self.name}/truncated"] = cut / len(prepared)
+        if self.options.steps is None:
+            return Result(scores, metrics)
+        steps = [output if isinstance(output, list) else None for output in outputs]
+        return Result(scores, metrics, {f"{self.name}/steps": steps})
+
+    def _values(self, logits: Any) -> Any:
+        label = self.models.label
+        if (self.options.output or ("logit" if self.options.steps is None else "probability")) == "logit":
+            return logits[..., label]
+        return logits[..., 0].sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)[..., label]
+
+    def _score(self, output: Any) -> Score:
+        if isinstance(output, Score):
+            return output
+        return to_score(aggregated(output, self.options.steps.aggregate) if self.options.steps else output)
 
 
-def _load(source: str, options: ClassifierOptions) -> tuple[Any, Any]:
-    """Model and tokenizer. A head without trained weights is refused: its scores would be noise."""
-    try:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
-
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=options.revision)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, revision=options.revision, dtype=options.dtype, output_loading_info=True
-        )
-    except ImportError as error:
-        raise ScorerLoadError(
-            f"type classifier needs transformers ({error}): pip install 'grpo-plugin[server]'"
-        ) from error
-    except (OSError, ValueError) as error:  # how transformers reports names, files and configs that it cannot use
-        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {_first_line(error)}") from error
-    except Exception as error:
-        raise ScorerLoadError(f"model {options.model!r}: loading it raised\n{user_traceback(error)}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ScorerLoadError(
-            f"model {options.model!r} is no reward model: its checkpoint has no weights for {', '.join(missing[:3])}; "
-            "give one that was trained for sequence classification"
-        )
-    return model, tokenizer
+def split_steps(text: str, separator: str) -> list[str]:
+    """The steps that are not blank; a text without any is one step."""
+    return [step for step in text.split(separator) if step.strip()] or [text]
 
 
-def _set_pad_token(model: Any, tokenizer: Any, name: str) -> None:
-    """As TRL: the model scores the last token that is no padding, so it must know which that is."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ScorerLoadError(f"model {name!r}: its tokenizer has neither a padding nor an end token; give it one")
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+def aggregated(values: Sequence[float], how: Literal["min", "last", "mean"]) -> float:
+    """What the scores of one completion's steps come to; NaN if one of them is no finite number."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    match how:
+        case "min":
+            return min(values)
+        case "last":
+            return values[-1]
+        case "mean":
+            return sum(values) / len(values)
 
 
-def _label_index(config: Any, options: ClassifierOptions) -> int:
-    names = {str(name): int(index) for index, name in config.id2label.items()}
-    if options.label is None and config.num_labels == 1:
-        return 0
-    if options.label in names:
-        return names[str(options.label)]
-    if isinstance(options.label, int) and 0 <= options.label < config.num_labels:
-        return options.label
-    hint = did_you_mean(str(options.label), names)
-    raise ScorerLoadError(
-        f"label {options.label!r}{hint} model {options.model!r} has {config.num_labels} labels; set label to one of "
-        f"{', '.join(names)}, or to an index"
+def truncated(row: Row, limit: int, side: Literal["left", "right"]) -> Row:
+    """At most `limit` tokens, and the steps that end among them."""
+    cut = len(row.ids) - limit
+    if side == "left":
+        ends = tuple(end - cut for end in row.step_ends if end >= cut)
+        return Row(row.ids[cut:], ends, cut)
+    return replace(
+        row, ids=row.ids[:limit], step_ends=tuple(end for end in row.step_ends if end < limit), cut_tokens=cut
     )
-
-
-def _positions(config: Any) -> int | None:
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
-
-
-def _folder_digest(folder: Path) -> str:
-    """Of the configuration and of each weights file's size, first and last MiB: training moves all of them."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".safetensors", ".bin", ".json", ".jinja"):
-            with file.open("rb") as stream:
-                size = file.stat().st_size
-                digest.update(json.dumps([file.name, size]).encode() + stream.read(_SAMPLE_BYTES))
-                stream.seek(max(0, size - _SAMPLE_BYTES))
-                digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
