@@ -112,8 +112,15 @@ def code_of(error: BaseException) -> grpc.StatusCode:
     return matches[0].code if matches else grpc.StatusCode.INTERNAL
 
 
+def is_too_large(code: grpc.StatusCode, message: str) -> bool:
+    """Whether the transport refused a message for its size, which has the code of a server that is busy."""
+    return code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in message.lower()
+
+
 def error_of(code: grpc.StatusCode, message: str) -> RewardServerError:
     """The error that a code stands for, with this message."""
+    if is_too_large(code, message):
+        return GroupTooLargeError(f"{message}: raise limits.max_group_bytes at the server, or send fewer columns")
     for row in TABLE:
         if row.code is code:
             return row.error(message)

@@ -55,9 +55,12 @@ except ImportError:
 
 log = logging.getLogger("reward_server")
 
+# gRPC reads a request before its token can be looked at: this bounds what a stranger can have the server hold. It is
+# well above limits.max_group_bytes, which is ours to enforce, and which a reload may raise.
+_LEAST_MESSAGE_BYTES = 256 << 20
+_MOST_MESSAGE_BYTES = 2**31 - 1
+
 _OPTIONS = (
-    # limits.max_group_bytes is ours to enforce: the transport's own refusal has the code of a server that is busy.
-    ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # By default calls that Python has not taken yet are reset, as CANCELLED, some at random from 1,000 on and all from
     # 3,000, or after 30 s. A herd of ranks is larger, and it is `admission` that pushes back.
@@ -168,7 +171,9 @@ class RewardServer:
         self._service = RewardService(
             self._current, self._security, self._admission, self.metrics, quotas, self._records
         )
-        self._grpc = grpc.aio.server(options=(*_OPTIONS, shares, ("grpc.max_connection_age_ms", age_ms)))
+        message_bytes = min(max(2 * self._config.limits.max_group_bytes, _LEAST_MESSAGE_BYTES), _MOST_MESSAGE_BYTES)
+        largest = ("grpc.max_receive_message_length", message_bytes)
+        self._grpc = grpc.aio.server(options=(*_OPTIONS, shares, largest, ("grpc.max_connection_age_ms", age_ms)))
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
         for address in self._addresses:

@@ -15,8 +15,10 @@ import grpc.aio
 import pytest
 
 from builders import make_group
-from reward_server import wire
+from reward_server import server, wire
+from reward_server.client import AsyncRewardClient
 from reward_server.config import config_from_mapping
+from reward_server.errors import GroupTooLargeError
 from reward_server.server import RewardServer
 from reward_server.types import Completion, Group, GroupScores, Status
 from reward_server.v1 import reward_pb2 as pb
@@ -327,6 +329,18 @@ async def test_columns_reach_the_function_as_they_were(tmp_path: Path) -> None:
         columns = {"deep": [[1, None], {"é": 2}], "big": 2**70}
         assert values(await caller.score(make_group(["a"], columns=columns))) == [1.0]
         assert json.loads(wire.encode_group(make_group(columns=columns)).columns_json) == columns
+
+
+async def test_a_message_beyond_what_the_transport_reads_is_too_large_and_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "_LEAST_MESSAGE_BYTES", 4_000)
+    async with served(LENGTH, limits={"max_group_bytes": 1_000}) as caller:
+        async with AsyncRewardClient(caller.server.endpoints[0]) as client:
+            for size in (2_000, 20_000):  # refused by the service, and by the transport before it
+                with pytest.raises(GroupTooLargeError, match=r"limits\.max_group_bytes"):
+                    await client.score(make_group(["x" * size]), timeout_s=20)
+            assert client.counts.retries == 0
 
 
 async def test_a_lone_surrogate_in_an_exception_does_not_break_the_answer(tmp_path: Path) -> None:

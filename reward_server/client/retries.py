@@ -159,7 +159,7 @@ def check_hedge(hedge_after_s: HedgeAfter) -> HedgeAfter:
 def is_retryable(error: Any) -> bool:
     """Whether the code of a failed call is one that another attempt may mend, by `errors.TABLE`."""
     code: grpc.StatusCode = error.code()
-    return code.name in errors.retryable_codes()
+    return code.name in errors.retryable_codes() and not errors.is_too_large(code, error.details() or "")
 
 
 def pushback_of(error: Any) -> float | None:
