@@ -20,7 +20,11 @@ _MOST_KNOWN = 10_000
 
 
 class Quarantine:
-    """One scorer's. A death counts for every completion of the group; a score clears those that it is of."""
+    """One scorer's. A score clears those that it is of.
+
+    A death that several completions share makes each of them a suspect, however often it happens: one that is guilty
+    dies once more when it is tried alone, and its siblings score.
+    """
 
     def __init__(self, most_known: int = _MOST_KNOWN):
         self._most_known = most_known
@@ -46,8 +50,10 @@ class Quarantine:
             for key in self._keys(group, whole):
                 self._deaths.pop(key, None)
         elif failure.cost_worker:
-            for key in self._keys(group, whole, even_if_none_is_known=True):
-                self._deaths[key] = self._deaths.pop(key, 0) + 1  # the newest at the end
+            keys = self._keys(group, whole, even_if_none_is_known=True)
+            for key in keys:
+                before = self._deaths.pop(key, 0)  # and again at the end, where the newest are
+                self._deaths[key] = max(before, 1) if len(keys) > 1 else before + 1
             while len(self._deaths) > self._most_known:
                 self._deaths.popitem(last=False)
 

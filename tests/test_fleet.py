@@ -131,7 +131,8 @@ def test_sigterm_drains_all_of_them(served: Served, connect: Callable[[int], lis
     members = served.members
     os.kill(served.server.pid, signal.SIGTERM)
     assert {value(wire.decode_scores(call.result())) for call in calls} == members
-    assert served.server.stop() == 0
+    assert wait_until(lambda: served.server.poll() is not None, 20)  # asked again, it would not wait for its last words
+    assert served.server.poll() == 0
     assert not any(map(is_alive, members))
 
 

@@ -43,6 +43,16 @@ def test_a_death_of_the_group_and_one_alone_are_two() -> None:
     assert not quarantined(quarantine, "good"), "its score cleared it of the first death"
 
 
+def test_who_was_only_ever_beside_the_dead_is_not_refused() -> None:
+    # Groups that come side by side all die before any of their completions is tried alone.
+    quarantine = Quarantine()
+    for other in ("bad", "worse", "worst"):
+        quarantine.note(make_group(["good", other]), False, DEATH)
+    assert not quarantined(quarantine, "good")
+    quarantine.note(make_group(["bad"]), False, DEATH)
+    assert quarantined(quarantine, "bad")
+
+
 def test_the_same_text_under_another_prompt_or_column_is_another() -> None:
     quarantine = Quarantine()
     for _ in range(2):
