@@ -68,7 +68,7 @@ def find_form(
     `padded(input_ids, attention_mask, width)` is TRL's own way; `half` says that it computes in half precision. Every
     rank calls this at the same time.
     """
-    attention = attention_cost(config.hidden_size, _width_of(config))
+    attention = attention_cost(*_widths(config))
     device = next(model.parameters()).device
     overhead = _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS_GPU)
     trial = _Trial(model, config, padded, autocast, _TOLERANCE_HALF if half else _TOLERANCE, device)
@@ -98,9 +98,11 @@ def _packed_form(trial: _Trial, attention: float, shares: bool) -> Packed | None
     return plain
 
 
-def _width_of(config: Any) -> int:
-    width = getattr(config, "intermediate_size", None)
-    return width if isinstance(width, int) else 4 * config.hidden_size
+def _widths(config: Any) -> tuple[int, int]:
+    """Hidden and intermediate size; a guess where they have other names, since only an estimate needs them."""
+    hidden, inner = (getattr(config, name, None) for name in ("hidden_size", "intermediate_size"))
+    hidden = hidden if isinstance(hidden, int) else 1024
+    return hidden, inner if isinstance(inner, int) else 4 * hidden
 
 
 class _Trial:
@@ -119,7 +121,7 @@ class _Trial:
         self._padded = padded
         self._autocast = autocast
         self._tolerance = tolerance
-        self._implementation = config._attn_implementation
+        self._implementation = getattr(config, "_attn_implementation", None)
         self._ids, self._mask = _trial_rows(config.vocab_size, device)
         self._width = int(_TRIAL_COMPLETIONS.max())
 
@@ -169,7 +171,8 @@ def _trial_rows(vocabulary: int, device: Any) -> tuple[torch.Tensor, torch.Tenso
     generator = torch.Generator().manual_seed(0)
     width = int(_TRIAL_PROMPTS.max())
     shape = (len(_TRIAL_PROMPTS), width + int(_TRIAL_COMPLETIONS.max()))
-    ids = torch.randint(1, vocabulary, shape, generator=generator)
+    # Among the first ids: a model that sees takes later ones for images.
+    ids = torch.randint(1, min(vocabulary, 1000), shape, generator=generator)
     ids[1:3, :width] = ids[0, :width]
     column = torch.arange(shape[1])[None]
     first = torch.from_numpy(width - _TRIAL_PROMPTS)[:, None]
