@@ -18,7 +18,7 @@ from accelerate.logging import get_logger
 
 from grpo_plugin.batches import Form, Packed, Padded, Rows, attention_cost
 from grpo_plugin.packing import STANDS_IN_FOR, pack, register
-from grpo_plugin.windows import prompt_numbers
+from grpo_plugin.windows import Ranks, prompt_numbers
 
 logger = get_logger(__name__)
 
@@ -58,6 +58,7 @@ def find_form(
     config: Any,
     padded: Callable[..., torch.Tensor],
     autocast: Any,
+    ranks: Ranks,
     *,
     half: bool,
     packs: bool,
@@ -66,12 +67,12 @@ def find_form(
     """The cheapest form in which this model's numbers are TRL's; None if they depend on padding. Logs what is not so.
 
     `padded(input_ids, attention_mask, width)` is TRL's own way; `half` says that it computes in half precision. Every
-    rank calls this at the same time.
+    rank calls this at the same time, and all of them find the same.
     """
     attention = attention_cost(*_widths(config))
     device = next(model.parameters()).device
     overhead = _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS_GPU)
-    trial = _Trial(model, config, padded, autocast, _TOLERANCE_HALF if half else _TOLERANCE, device)
+    trial = _Trial(model, config, padded, autocast, ranks, _TOLERANCE_HALF if half else _TOLERANCE, device)
     with trial.quiet():
         problem = trial.problem_of_padding()
         if problem:
@@ -114,12 +115,14 @@ class _Trial:
         config: Any,
         padded: Callable[..., torch.Tensor],
         autocast: Any,
+        ranks: Ranks,
         tolerance: float,
         device: torch.device,
     ):
         self._model = model
         self._padded = padded
         self._autocast = autocast
+        self._ranks = ranks
         self._tolerance = tolerance
         self._implementation = getattr(config, "_attn_implementation", None)
         self._ids, self._mask = _trial_rows(config.vocab_size, device)
@@ -151,14 +154,18 @@ class _Trial:
         try:
             found, _ = packed_forward(self._model, self._ids, self._mask, self._width, form, self._autocast)
         except Exception as error:  # a model may refuse in whatever way; padded rows work with any
-            return f"packed rows raise {type(error).__name__}: {error}"
+            return self._agreed(f"packed rows raise {type(error).__name__}: {error}")
         return self._difference(found, self._expected, "packed rows give other log-probabilities")
 
     def _difference(self, found: torch.Tensor, expected: torch.Tensor, what: str) -> str | None:
         difference = (found.float() - expected.float()).abs().mean().item()
         if difference <= self._tolerance:
-            return None
-        return f"{what} (by {difference:.1g} on average; {self._tolerance:g} is taken)"
+            return self._agreed(None)
+        return self._agreed(f"{what} (by {difference:.1g} on average; {self._tolerance:g} is taken)")
+
+    def _agreed(self, problem: str | None) -> str | None:
+        """A problem of one rank is one of all: they would otherwise run forwards that the others do not."""
+        return None if self._ranks.all(problem is None) else problem or "another rank found other log-probabilities"
 
 
 # Three rows of one prompt, long enough to be worth sharing, and one of another.

@@ -232,6 +232,7 @@ class TokenBatchTrainer(GRPOTrainer):
                 self.model.config.get_text_config(),
                 self._trls_log_probs,
                 self.accelerator.autocast,
+                self._ranks,
                 half=self.accelerator.mixed_precision != "no" or weights.dtype in (torch.float16, torch.bfloat16),
                 packs=setting(self.args, "padding_free"),
                 shares=setting(self.args, "shared_prefix"),
