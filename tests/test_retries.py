@@ -21,12 +21,16 @@ from test_client import peer
 class Failure:
     """How a call ended, as gRPC shows it."""
 
-    def __init__(self, code: str = "UNAVAILABLE", pushback_ms: str | None = None):
+    def __init__(self, code: str = "UNAVAILABLE", pushback_ms: str | None = None, details: str = ""):
         self._code = grpc.StatusCode[code]
+        self._details = details
         self._metadata = () if pushback_ms is None else (("grpc-retry-pushback-ms", pushback_ms),)
 
     def code(self) -> grpc.StatusCode:
         return self._code
+
+    def details(self) -> str:
+        return self._details
 
     def trailing_metadata(self) -> Any:
         return self._metadata
@@ -57,6 +61,12 @@ def test_a_negative_push_back_and_the_callers_fault_are_not_tried_again() -> Non
     assert pause(retries, pushback_ms="-1") is None
     for row in TABLE:
         assert (pause(retries, code=row.code.name) is not None) == row.retryable
+
+
+def test_what_the_transport_finds_too_large_is_not_tried_again_though_its_code_is_that_of_a_busy_server() -> None:
+    retries = Retries(None)
+    assert pause(retries, code="RESOURCE_EXHAUSTED", details="the server is full") is not None
+    assert pause(retries, code="RESOURCE_EXHAUSTED", details="Received message larger than max (9 vs. 5)") is None
 
 
 def test_no_attempt_begins_after_the_deadline() -> None:
