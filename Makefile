@@ -1,6 +1,6 @@
 # Two commands for a fresh machine: `make quickstart` and `make test`. Both set up .venv first, once.
 PYTHON ?= python3.11
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-fast trl-tests lint protos bench setup clean
@@ -27,7 +27,7 @@ test-fast: setup
 
 # TRL's own GRPO tests with our trainer in place of theirs: make trl-tests TRL=path/to/trl-checkout
 trl-tests: setup
-	$(BIN)/python tests/trl_suite/run.py $(TRL)
+	$(BIN)/python tests/support/trl_suite/run.py $(TRL)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,9 +8,9 @@ __all__ = ["RemoteGRPOConfig", "RemoteGRPOTrainer"]
 
 if TYPE_CHECKING:
     from grpo_plugin.config import RemoteGRPOConfig
-    from grpo_plugin.trainer import RemoteGRPOTrainer
+    from grpo_plugin.trainer.remote import RemoteGRPOTrainer
 
-_HOMES = {"RemoteGRPOConfig": "grpo_plugin.config", "RemoteGRPOTrainer": "grpo_plugin.trainer"}
+_HOMES = {"RemoteGRPOConfig": "grpo_plugin.config", "RemoteGRPOTrainer": "grpo_plugin.trainer.remote"}
 
 
 def __getattr__(name: str) -> Any:

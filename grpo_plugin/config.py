@@ -12,7 +12,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from grpo_plugin.policies import policy_of
+from grpo_plugin.rewards.policies import policy_of
 
 KL_ANCHORS = ("reference", "old")
 

@@ -26,11 +26,11 @@ from transformers import AutoConfig, PrinterCallback, ProgressCallback, TrainerC
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from grpo_plugin.callbacks import MetricsFile, ProgressReport
+from grpo_plugin.cli.callbacks import MetricsFile, ProgressReport
+from grpo_plugin.cli.data import DataArguments, check_path, load_splits
 from grpo_plugin.config import RemoteGRPOConfig
-from grpo_plugin.data import DataArguments, check_path, load_splits
 from grpo_plugin.errors import UsageError
-from grpo_plugin.trainer import RemoteGRPOTrainer
+from grpo_plugin.trainer.remote import RemoteGRPOTrainer
 from reward_server.errors import RewardServerError
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from builders import save_tiny_model
 from reward_server.launch import ServerProcess, launch_server
+from tests.support.builders import save_tiny_model
 
-SCORING = Path(__file__).parent / "scoring.py"
+SCORING = Path(__file__).parent / "support" / "scoring.py"
 
 
 def function(name: str, **options: Any) -> dict[str, Any]:
-    """A function scorer of tests/scoring.py, for a server's configuration."""
+    """A function scorer of tests/support/scoring.py, for a server's configuration."""
     return {"type": "function", "name": name, "function": f"{SCORING}:{name}", **options}
 
 

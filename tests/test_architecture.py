@@ -11,80 +11,46 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# A room may import these rooms of ours and no others. Rooms that are missing here may import any of their package.
-ALLOWED = {
-    "reward_server/types.py": set(),
-    "reward_server/errors.py": set(),
-    "reward_server/wire.py": {"types", "errors", "v1"},
-    "reward_server/client": {"wire", "types", "errors", "v1", "client", "tracing"},
-    "reward_server/launch.py": {"client", "types", "errors"},
-    "reward_server/supervise.py": {"launch", "errors"},
-    "reward_server/scorers": {"scorers", "types", "errors", "sandbox"},
-    "reward_server/sandbox": {"sandbox", "processes"},
-    "reward_server/tasks.py": set(),
-    "reward_server/threads.py": set(),
-    "reward_server/child.py": {"processes"},
-    "reward_server/selftest.py": {"errors", "scoring", "types"},
-    "reward_server/reload.py": {"config", "errors", "scoring", "selftest", "types"},
-    "reward_server/fleet.py": {
-        "addresses",
-        "child",
-        "config",
-        "errors",
-        "logs",
-        "metrics",
-        "processes",
-        "reload",
-        "security",
-        "server",
-        "supervise",
-        "tasks",
-        "types",
-        "wire",
-    },
-    "reward_server/quarantine.py": {"results", "types"},
-    "reward_server/workers.py": {
-        "child",
-        "scorers",
-        "types",
-        "errors",
-        "worker_process",
-        "results",
-        "processes",
-        "fair",
-    },
-    "reward_server/store.py": set(),
-    "reward_server/entries.py": {"results", "scorers", "types"},
-    "reward_server/cache.py": {"entries", "store", "results", "scorers", "types", "errors"},
-    "reward_server/composing.py": {"results", "scorers", "types"},
-    "reward_server/fair.py": set(),
-    "reward_server/tracing.py": set(),
-    "reward_server/metrics.py": {"addresses", "config", "errors", "results"},
-    "reward_server/records.py": {"config", "errors", "types"},
-    "reward_server/logs.py": set(),
-    "reward_server/shares.py": set(),
-    "reward_server/batch_queue.py": {"shares"},
-    "reward_server/batcher.py": {"batch_queue"},
-    "reward_server/thread_pool.py": {"fair", "results", "types"},
+# What each room of `reward_server` may import of its siblings: the arrows of the map, all downwards.
+VALUES = {"types", "errors"}
+ARROWS = {
+    "types": set(),
+    "errors": set(),
+    "v1": set(),
+    "wire": VALUES | {"v1"},
+    "addresses": VALUES,
+    "processes": VALUES,
+    "sandbox": VALUES | {"processes"},
+    "scorers": VALUES | {"sandbox"},
+    "config": VALUES | {"addresses", "scorers"},
+    "execution": VALUES | {"processes", "scorers"},
+    "observability": VALUES | {"addresses", "config", "execution"},
+    "cache": VALUES | {"config", "execution", "scorers"},
+    "client": VALUES | {"observability", "v1", "wire"},
+    "launch": VALUES | {"client", "processes"},
+    "serving": VALUES
+    | {"addresses", "cache", "config", "execution", "launch", "observability", "processes", "scorers", "v1", "wire"},
+    "cli": VALUES | {"addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
-# The same for the trainer's: pure parts below, TRL's trainer in layers above.
-PLUGIN_ALLOWED = {
-    "grpo_plugin/batches.py": set(),
-    "grpo_plugin/packing.py": set(),
-    "grpo_plugin/policies.py": set(),
-    "grpo_plugin/exactness.py": set(),
-    "grpo_plugin/survivors.py": {"policies"},
-    "grpo_plugin/windows.py": {"batches", "survivors"},
-    "grpo_plugin/step_metrics.py": {"windows"},
-    "grpo_plugin/forwards.py": {"batches", "packing", "windows"},
-    "grpo_plugin/step.py": {
-        *("batches", "config", "exactness", "forwards", "step_metrics", "survivors", "windows"),
-    },
-    "grpo_plugin/kl.py": {"config", "step"},
-    "grpo_plugin/leaving.py": {"failures", "kl", "survivors"},
-    "grpo_plugin/ahead.py": {"config", "groups", "leaving", "rewards"},
+# Rooms that see less of a sibling than the whole of it.
+PARTS = {
+    "reward_server/client": {"observability": {"tracing"}},
 }
-PLUGIN_SEES = {"client", "launch", "supervise", "types", "errors", "tracing"}
+PLUGIN_ARROWS = {
+    "errors": set(),
+    "config": {"errors", "rewards"},
+    "batching": {"config", "errors", "rewards"},
+    "rewards": {"config", "errors"},
+    "trainer": {"batching", "config", "errors", "rewards"},
+    "cli": {"config", "errors", "trainer", "train"},
+    "train": {"cli", "config", "errors", "trainer"},
+}
+PLUGIN_SEES = {"client", "launch", "types", "errors", "observability"}
+
+
+def files_of(package: str, room: str) -> list[Path]:
+    path = ROOT / package / room
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
 def files(room: str) -> list[Path]:
@@ -108,17 +74,26 @@ def imported_rooms(path: Path, package: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
-    for path in files(room):
-        extra = imported_rooms(path, "reward_server") - ALLOWED[room] - {"__version__"}
-        assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
+@pytest.mark.parametrize("room", ARROWS)
+def test_a_room_of_the_server_imports_only_the_rooms_below_it(room: str) -> None:
+    for path in files_of("reward_server", room):
+        extra = imported_rooms(path, "reward_server") - ARROWS[room] - {room, "__version__"}
+        assert not extra, f"{path.relative_to(ROOT)}: {room} must not import {sorted(extra)}"
 
 
-@pytest.mark.parametrize("room", PLUGIN_ALLOWED)
-def test_a_room_of_the_trainer_imports_only_the_rooms_below_it(room: str) -> None:
-    extra = imported_rooms(ROOT / room, "grpo_plugin") - PLUGIN_ALLOWED[room]
-    assert not extra, f"{room} imports {sorted(extra)}"
+@pytest.mark.parametrize("room", PLUGIN_ARROWS)
+def test_a_room_of_the_plugin_imports_only_the_rooms_below_it(room: str) -> None:
+    for path in files_of("grpo_plugin", room):
+        extra = imported_rooms(path, "grpo_plugin") - PLUGIN_ARROWS[room] - {room}
+        assert not extra, f"{path.relative_to(ROOT)}: {room} must not import {sorted(extra)}"
+
+
+@pytest.mark.parametrize(("package", "arrows"), [("reward_server", ARROWS), ("grpo_plugin", PLUGIN_ARROWS)])
+def test_every_room_is_on_the_map(package: str, arrows: dict[str, set[str]]) -> None:
+    rooms = {
+        path.stem for path in (ROOT / package).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")
+    }
+    assert rooms == set(arrows)
 
 
 def test_the_server_never_imports_the_plugin() -> None:

@@ -22,12 +22,13 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from reward_server import errors, tracing
+from reward_server import errors
 from reward_server.client.attempts import Attempts
 from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint, names_of
 from reward_server.client.credentials import ClientTLS, aio_channel, channel, handshake_failure
 from reward_server.client.retries import HEDGE_CALLS, Counts, HedgeAfter, Retries, is_retryable
 from reward_server.client.timers import Timers
+from reward_server.observability import tracing
 from reward_server.types import WIRE_VERSION, Group, GroupScores, ServerInfo
 from reward_server.v1 import reward_pb2 as pb
 from reward_server.v1 import reward_pb2_grpc as pb_grpc

@@ -27,7 +27,7 @@ import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from reward_server.processes import ended
+from reward_server.processes.lifetime import ended
 from reward_server.sandbox.backends import BACKENDS
 from reward_server.sandbox.folders import remove
 from reward_server.sandbox.runs import Outcome, Plan, Run, SandboxError, outcome_of

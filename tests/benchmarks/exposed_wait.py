@@ -26,9 +26,9 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from reward_server.launch import launch_server
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from builders import make_tokenizer
+from tests.support.builders import make_tokenizer
 
 COMMON = {
     "per_device_train_batch_size": 16,

@@ -23,14 +23,14 @@ from typing import Any
 
 import grpc
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from builders import make_group
-from faults.conftest import Load, Replica, lengths
-from faults.proxy import Proxy
-from faults.test_scorers import broken, made
 from reward_server.client import RewardClient
-from test_client import peer, scores_for
+from tests.faults.conftest import Load, Replica, lengths
+from tests.faults.proxy import Proxy
+from tests.faults.test_scorers import broken, made
+from tests.reward_server.client.test_client import peer, scores_for
+from tests.support.builders import make_group
 
 DEADLINE_S = 30.0
 SLOW = made("slow_length", seconds=0.1)

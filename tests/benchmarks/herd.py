@@ -15,14 +15,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
-sys.path.append(str(TESTS))
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))
 
-from builders import make_group  # noqa: E402
 from reward_server.client import RewardClient  # noqa: E402
 from reward_server.launch import launch_server  # noqa: E402
+from tests.support.builders import make_group  # noqa: E402
 
-OBEYS = {"type": "function", "name": "obeys", "function": f"{TESTS}/misbehaving.py:obeys"}
+OBEYS = {"type": "function", "name": "obeys", "function": f"{ROOT}/tests/support/misbehaving.py:obeys"}
 
 
 def herd(room: int, ranks: int, groups: int) -> str:

@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from reward_server.launch import launch_server
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 class StepTimes(TrainerCallback):

@@ -10,14 +10,24 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+from pathlib import Path
 
-from load.settings import Settings
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.load.settings import Settings
 
 PARTS = {
-    "a": ("a classifier, against a loop that scores each request alone and against the model offline", "load.offline"),
-    "b": ("the same, against a FastAPI server that scores one request at a time", "load.fastapi"),
-    "c": ("a scorer that computes, with 1 and with 2 workers, and with 1 and 2 server processes", "load.parallel"),
-    "d": ("the cache, on repeats and where nothing repeats", "load.repeats"),
+    "a": (
+        "a classifier, against a loop that scores each request alone and against the model offline",
+        "offline",
+    ),
+    "b": ("the same, against a FastAPI server that scores one request at a time", "fastapi"),
+    "c": (
+        "a scorer that computes, with 1 and with 2 workers, and with 1 and 2 server processes",
+        "parallel",
+    ),
+    "d": ("the cache, on repeats and where nothing repeats", "repeats"),
 }
 
 
@@ -32,10 +42,12 @@ def main() -> None:
     parts = [part.strip() for part in args.part.split(",")]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
-    for part in parts:
-        title, module = PARTS[part]
-        print(f"\n({part}) {title}", flush=True)
-        importlib.import_module(module).run(Settings(args.rounds, args.seconds, args.callers))
+    for name in parts:
+        title, module = PARTS[name]
+        print(f"\n({name}) {title}", flush=True)
+        importlib.import_module(f"tests.benchmarks.load.{module}").run(
+            Settings(args.rounds, args.seconds, args.callers)
+        )
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ from datasets import Dataset
 from transformers import Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from builders import make_tokenizer
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
+from tests.support.builders import make_tokenizer
 
 GROUP = 8
 GENERATIONS = 1  # of two optimizer steps

@@ -20,10 +20,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import scoring
-from builders import make_dataset
+from tests.support import scoring
+from tests.support.builders import make_dataset
 
 
 def fixed_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import launch
 
-from conftest import function
+from tests.conftest import function
+from tests.end_to_end.launching import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

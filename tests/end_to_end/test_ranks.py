@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from launching import launch
 from transformers import AutoModelForCausalLM
 
-from conftest import SCORING, function
+from tests.conftest import SCORING, function
+from tests.end_to_end.launching import launch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_ranks import ARGS, largest_difference, start_weights, train
 
-from conftest import function
+from tests.conftest import function
+from tests.end_to_end.test_ranks import ARGS, largest_difference, start_weights, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

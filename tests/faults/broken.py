@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scoring import text_of
+from tests.support.scoring import text_of
 
 
 def length(completions: list[Any], **_: Any) -> list[float]:

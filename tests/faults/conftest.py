@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from builders import make_group
-from faults.proxy import Proxy
-from processes import descendants, wait_until
 from reward_server.client import RewardClient
 from reward_server.launch import ServerProcess, launch_server
 from reward_server.types import GroupScores, Score, Status
+from tests.faults.proxy import Proxy
+from tests.support.builders import make_group
+from tests.support.processes import descendants, wait_until
 
 SLACK_S = 2.0
 """How much later than its deadline a call may end, on two busy cores."""

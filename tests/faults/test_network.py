@@ -11,13 +11,13 @@ from typing import Any
 import grpc
 import pytest
 
-from builders import make_group
-from faults.conftest import SLACK_S, Load, Replicas, lengths, values
-from faults.proxy import Proxy
-from faults.test_scorers import broken, made
 from reward_server.client import RewardClient
 from reward_server.errors import CallError, DeadlineError, GroupTooLargeError, InvalidGroupError, OverloadedError
-from test_client import peer, scores_for
+from tests.faults.conftest import SLACK_S, Load, Replicas, lengths, values
+from tests.faults.proxy import Proxy
+from tests.faults.test_scorers import broken, made
+from tests.reward_server.client.test_client import peer, scores_for
+from tests.support.builders import make_group
 
 Before = Callable[[str], Proxy]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from faults.conftest import Load, lengths
-from faults.names import NameServer
-from faults.test_replicas import slow_length
 from reward_server.client import RewardClient
 from reward_server.launch import ServerProcess, launch_server
+from tests.faults.conftest import Load, lengths
+from tests.faults.names import NameServer
+from tests.faults.test_replicas import slow_length
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from builders import make_group
-from faults.conftest import SLACK_S, Load, Replicas, lengths, values
-from faults.proxy import Proxy
-from faults.test_scorers import broken, made
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import DeadlineError
+from tests.faults.conftest import SLACK_S, Load, Replicas, lengths, values
+from tests.faults.proxy import Proxy
+from tests.faults.test_scorers import broken, made
+from tests.support.builders import make_group
 
 Before = Callable[[str], Proxy]
 

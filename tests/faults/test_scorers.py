@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from builders import make_group
-from faults.conftest import SLACK_S, outcome, statuses, values
 from reward_server.client import RewardClient
 from reward_server.types import Status
+from tests.faults.conftest import SLACK_S, outcome, statuses, values
+from tests.support.builders import make_group
 
 BROKEN = Path(__file__).parent / "broken.py"
 OK, INVALID, TIMEOUT, FAILED = Status.OK, Status.INVALID, Status.TIMEOUT, Status.FAILED

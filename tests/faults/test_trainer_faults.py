@@ -19,11 +19,11 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
-from builders import make_dataset
-from faults.conftest import Replica, Replicas
-from faults.test_scorers import broken, made
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
-from processes import descendants, is_alive, wait_until
+from tests.faults.conftest import Replica, Replicas
+from tests.faults.test_scorers import broken, made
+from tests.support.builders import make_dataset
+from tests.support.processes import descendants, is_alive, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -171,8 +171,8 @@ def test_a_run_with_replicas_killed_and_restarted_at_random_ends_with_the_weight
 TRAINER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from faults.test_trainer_faults import make_trainer
+sys.path.insert(0, {root!r})
+from tests.faults.test_trainer_faults import make_trainer
 if __name__ == "__main__":
     trainer = make_trainer({model!r}, Path({folder!r}), reward_config={config!r}, max_steps=1000)
     print("server", trainer._connection.server.pid, flush=True)
@@ -185,7 +185,7 @@ def test_the_embedded_service_is_gone_within_5_s_of_a_trainer_killed_with_kill_9
 ) -> None:
     script = tmp_path / "trainer.py"
     names = {
-        "tests": str(Path(__file__).parent.parent),
+        "root": str(Path(__file__).parents[2]),
         "model": tiny_model,
         "folder": str(tmp_path),
         "config": config_file(tmp_path, broken("hangs"), SCORER),

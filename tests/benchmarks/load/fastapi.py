@@ -18,9 +18,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from load.reward_model import InProcess, Server, child, compare, ratio, report, save_model, service
-from load.settings import Settings
 from reward_server.types import Group
+from tests.benchmarks.load.reward_model import InProcess, Server, child, compare, ratio, report, save_model, service
+from tests.benchmarks.load.settings import Settings
 
 
 def run(settings: Settings) -> None:
@@ -38,7 +38,7 @@ async def _run(model: str, settings: Settings) -> None:
 @asynccontextmanager
 async def fastapi(model: str, settings: Settings) -> AsyncIterator[Server]:
     """The FastAPI server, and a kept connection for each caller."""
-    with child("load.fastapi", model) as (process, endpoint):
+    with child("tests.benchmarks.load.fastapi", model) as (process, endpoint):
         yield Server("fastapi", process, [_http_caller(endpoint) for _ in range(settings.callers)])
 
 

@@ -6,8 +6,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from load.reward_model import Alone, Offline, compare, ratio, report, save_model, service
-from load.settings import Settings
+from tests.benchmarks.load.reward_model import Alone, Offline, compare, ratio, report, save_model, service
+from tests.benchmarks.load.settings import Settings
 
 AIM_ALONE = 3.0
 AIM_OFFLINE = 0.85

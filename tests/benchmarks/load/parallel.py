@@ -18,12 +18,12 @@ from pathlib import Path
 
 import grpc.aio
 
-from load.settings import Settings, table
 from reward_server import wire
 from reward_server.launch import ServerProcess, launch_server
 from reward_server.scorers.base import Place, Result, Scorer
 from reward_server.types import Completion, Group, Score, Status
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
+from tests.benchmarks.load.settings import Settings, table
 
 AIM = 1.8
 GROUP = Group("p" * 100, tuple(Completion(chr(97 + index) * 1000) for index in range(8)), run_id="bench")

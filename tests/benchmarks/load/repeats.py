@@ -21,10 +21,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from load.settings import Settings, table
 from reward_server.client import AsyncRewardClient
 from reward_server.launch import launch_server
 from reward_server.types import Group
+from tests.benchmarks.load.settings import Settings, table
 
 GROUPS = 30
 SIZE = 8

@@ -26,15 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-sys.path.append(str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[3]))
 
-from builders import make_tokenizer
-from load.settings import Settings, table
 from reward_server.client import AsyncRewardClient
 from reward_server.scorers.batched import Sample, batches
 from reward_server.scorers.classifier import ClassifierScorer
 from reward_server.scorers.registry import build, parse_options
 from reward_server.types import Completion, Group, GroupScores
+from tests.benchmarks.load.settings import Settings, table
+from tests.support.builders import make_tokenizer
 
 G = 8
 PROMPT_TOKENS = 40
@@ -217,8 +217,8 @@ class Server:
 def child(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A module of this package run as a server: it says where it listens, then its counts for each line of input."""
     command = [sys.executable, "-m", *arguments]
-    here = Path(__file__).parent.parent
-    path = os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    root = str(Path(__file__).parents[3])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=env, **pipes) as process:
@@ -232,7 +232,7 @@ def child(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @asynccontextmanager
 async def service(model: str, settings: Settings) -> AsyncIterator[Server]:
     """Our service, and a client of its own for each caller."""
-    with child("load.reward_model", model) as (process, endpoint):
+    with child("tests.benchmarks.load.reward_model", model) as (process, endpoint):
         clients = [AsyncRewardClient(endpoint, timeout_s=_TIMEOUT_S) for _ in range(settings.callers)]
         try:
             yield Server("service", process, [_checked(client) for client in clients])
@@ -308,7 +308,7 @@ def _sum(turns: Sequence[Turn], name: str) -> float:
 async def serve(model: str) -> None:
     """Until its standard input ends."""
     from reward_server.config import config_from_mapping  # noqa: PLC0415 - only this process is a server
-    from reward_server.server import RewardServer  # noqa: PLC0415
+    from reward_server.serving.server import RewardServer  # noqa: PLC0415
 
     server = RewardServer(config_from_mapping({"scorers": [options(model)], "listen": "127.0.0.1:0"}))
     await server.startup()

@@ -1,0 +1,109 @@
+"""Submit a step's groups, collect their scores, and agree on them across ranks.
+
+Owns the calls in flight, the step's deadline and the exchange after which every rank holds the same `Outcome`. Knows
+nothing of TRL, nor of what an outcome is worth.
+
+    pending = submit(client, groups, timeout_s=300)
+    ...                                             log-probabilities, while the service scores
+    await pending.arrived()                         at most until the deadline
+    outcome = exchange(pending, layout, gather)     the same on every rank
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_plugin.rewards.groups import Layout
+from grpo_plugin.rewards.outcome import Answer, CallFailure, Outcome
+from reward_server.client import RewardClient
+from reward_server.errors import DeadlineError, RewardServerError
+from reward_server.types import Group, GroupScores
+
+# gRPC ends a call at its deadline; this is how much later a rank gives up on gRPC itself.
+_SLACK_S = 5.0
+
+
+@dataclass(slots=True)
+class Pending:
+    """The groups of one step that this rank submitted, by their number in the global batch."""
+
+    futures: dict[int, Future[GroupScores]]
+    submitted_at: float
+    deadline: float
+    exposed_wait_s: float = 0.0
+    latency_s: float = 0.0
+
+    async def arrived(self) -> None:
+        """Waits until every call has ended, at most until the deadline; the time it takes is the exposed wait."""
+        began = time.perf_counter()
+        waiting = [asyncio.wrap_future(future) for future in self.futures.values() if not future.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=max(0.0, self.deadline + _SLACK_S - time.monotonic()))
+        for future in waiting:
+            if future.done() and not future.cancelled():
+                future.exception()  # read below, from the original; asyncio would report it as never retrieved
+        # The columns of several scorers wait here side by side, and it is one wait.
+        self.exposed_wait_s = max(self.exposed_wait_s, time.perf_counter() - began)
+
+    def answers(self) -> dict[int, Answer]:
+        """What became of each group, without waiting: a call that has not ended by now is late."""
+        return {number: self._answer(future) for number, future in self.futures.items()}
+
+    def _answer(self, future: Future[GroupScores]) -> Answer:
+        try:
+            return future.result(timeout=0)
+        except Exception as error:  # whatever it is, this rank must not be the only one to raise it
+            if not future.done():
+                future.cancel()
+                waited_s = time.monotonic() - self.submitted_at
+                return CallFailure(DeadlineError.__name__, f"no answer within {waited_s:.1f} s")
+            return CallFailure(type(error).__name__, str(error))
+
+    def cancel(self) -> None:
+        """Ends the calls that are still in flight, on the server too."""
+        for future in self.futures.values():
+            future.cancel()
+
+
+def submit(client: RewardClient, groups: Mapping[int, Group], *, timeout_s: float) -> Pending:
+    """Sends every group and returns at once. What cannot be sent is a failure of that group, not of this rank."""
+    now = time.monotonic()
+    pending = Pending({}, submitted_at=now, deadline=now + timeout_s)
+    for number, group in groups.items():
+        future = _submit_one(client, group, timeout_s)
+        future.add_done_callback(lambda _: _note_latency(pending))
+        pending.futures[number] = future
+    return pending
+
+
+def _submit_one(client: RewardClient, group: Group, timeout_s: float) -> Future[GroupScores]:
+    try:
+        return client.submit(group, timeout_s=timeout_s)
+    except RewardServerError as error:
+        refused: Future[GroupScores] = Future()
+        refused.set_exception(error)
+        return refused
+
+
+def _note_latency(pending: Pending) -> None:
+    pending.latency_s = max(pending.latency_s, time.monotonic() - pending.submitted_at)
+
+
+def exchange(
+    pending: Pending, layout: Layout, scorers: Sequence[str], gather: Callable[[list[Any]], list[Any]]
+) -> Outcome:
+    """Every rank's answers, on every rank. `gather` concatenates a list over the ranks; all of them call it once."""
+    mine = (pending.answers(), pending.latency_s, pending.exposed_wait_s)
+    parts = gather([mine])
+    return Outcome(
+        answers={number: answer for answers, _, _ in parts for number, answer in answers.items()},
+        layout=layout,
+        scorers=scorers,
+        latency_s=max(latency_s for _, latency_s, _ in parts),
+        exposed_wait_s=max(wait_s for _, _, wait_s in parts),
+    )

@@ -1,0 +1,330 @@
+"""`TokenBatchTrainer`: TRL's GRPOTrainer, whose forwards compute no token that changes nothing.
+
+Short overrides around `super()`. `batches` plans, `windows` regroups an optimizer step's rows, `forwards` runs them,
+`exactness` says when not to. Knows nothing of rewards.
+
+Where TRL's loop runs A micro-batches of B rows for an optimizer step, this trainer takes the step's rows when the
+first is due, makes micro-batches of tokens of them, and runs those in the same A calls: none in the first ones where
+they are fewer, several in one where they are more. The last call, in which gradients are reduced and the optimizer
+steps, always has one.
+
+Legend: N rows on this rank, R rows over all ranks, A gradient accumulation steps, B rows of TRL's micro-batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedType
+from trl import GRPOTrainer
+
+from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
+from grpo_plugin.batching.forward import find_form, packed_forward
+from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
+from grpo_plugin.batching.plan import Form, Packed, make_plan
+from grpo_plugin.batching.rows import (
+    CENSUS,
+    Census,
+    Ranks,
+    Table,
+    Window,
+    exchange,
+    executors,
+    filler,
+    fit_completions,
+    move,
+    select,
+    trim,
+    trimmed,
+)
+from grpo_plugin.config import setting
+from grpo_plugin.rewards.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT
+
+logger = get_logger(__name__)
+
+Batch = dict[str, Any]
+
+
+class TokenBatchTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` with micro-batches of tokens, if `args.token_batches` says so; else TRL's own, untouched."""
+
+    accelerator: Any
+    beta: float
+    # On the class, for trainers made without __init__, as in TRL's own tests.
+    _schedule: tuple[list[Batch], ...] = ()
+    _due: list[Batch] | None = None
+    _calls_in_step = 0
+    _form_found: tuple[Form | None] | None = None
+    _step_metrics: StepMetrics | None = None
+    _kl_beta = 0.0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._schedule, self._calls_in_step = (), 0  # what a run that was stopped within a step may have left
+        return super().train(*args, **kwargs)
+
+    # --------------------------------------------------------------------------------------------- one call of the loop
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if not setting(self.args, "token_batches"):
+            return super().training_step(model, inputs, num_items_in_batch)
+        began = time.perf_counter()
+        # As Trainer.training_step begins (transformers 5.23, line 2075): generation is done in training mode.
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        self._prepare_inputs(inputs)  # generates if that is due
+        self._due = self._next_due()
+        self._current_train_step_time += time.perf_counter() - began  # TRL 1.16, line 1514: its step_time
+        try:
+            if self._due:
+                loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+                return loss
+            self._step += 1  # all that TRL's would have changed
+            return torch.zeros((), device=self.accelerator.device)
+        finally:
+            self._due = None
+            self._calls_in_step = 0 if self.accelerator.sync_gradients else self._calls_in_step + 1
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        if self._due is not None and self.model.training:
+            return self._due
+        return super()._prepare_inputs(generation_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        if not isinstance(inputs, list):
+            loss: torch.Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return loss
+        *first, last = inputs
+        total = torch.zeros((), device=self.accelerator.device)
+        for batch in first:
+            with self._before_the_last(model):
+                loss = self._compute_loss(model, batch)
+                self.accelerator.backward(loss, **self._backward_options())
+            total += loss.detach()
+        return self._compute_loss(model, last) + total
+
+    @contextlib.contextmanager
+    def _before_the_last(self, model: Any) -> Iterator[None]:
+        """Inside, gradients are added up and neither reduced nor stepped with."""
+        state, last = self.accelerator.gradient_state, self.accelerator.sync_gradients
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED  # which looks at the state alone
+        state._set_sync_gradients(False)
+        try:
+            with contextlib.nullcontext() if deepspeed else self.accelerator.no_sync(model=model):
+                yield
+        finally:
+            state._set_sync_gradients(last)
+
+    def _backward_options(self) -> dict[str, Any]:
+        """As Trainer.training_step has them (transformers 5.23, line 2124)."""
+        return {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+
+    # ---------------------------------------------------------------------------------------------------- micro-batches
+
+    def _next_due(self) -> list[Batch]:
+        """The micro-batches of this call; makes those of the whole window in its first."""
+        if not self._schedule:
+            # TRL 1.16, line 1541: an item of `_buffered_inputs` a call, `steps_per_generation` of them a generation.
+            place = self._step % self.args.steps_per_generation
+            calls = min(
+                self.current_gradient_accumulation_steps - self._calls_in_step,
+                self.args.steps_per_generation - place,
+            )
+            batches = self._buffered_inputs[place : place + calls]
+            self._schedule = _over_calls(self._micro_batches(batches), calls)
+        due, *rest = self._schedule
+        self._schedule = tuple(rest)
+        return due
+
+    def _micro_batches(self, batches: list[Batch]) -> list[Batch]:
+        """What the window runs: TRL's batches as they are, trimmed, or regrouped."""
+        form = self._form
+        if form is None:
+            return batches
+        reason = reason_to_keep_micro_batches(self)
+        if reason:
+            logger.warning_once(f"micro-batches stay TRL's and are only trimmed, since {reason}")
+            return [trimmed(batch, self.pad_to_multiple_of) for batch in batches]
+        window = Window.of(batches, self._ranks)
+        if window is None:
+            logger.warning_once("a batch with images, an empty prompt or an advantage a token goes TRL's way")
+            return batches
+        reason = reason_to_keep_rows(self, batches[0], bool(self._kl_beta))
+        if reason:
+            logger.warning_once(f"rows without advantage are trained all the same, since {reason}")
+        members = window.table.members(prune=reason is None)
+        budget = self._budget(self.args.per_device_train_batch_size, window.table)
+        plan = make_plan(window.table.rows, members, self._ranks.count, budget, form)
+        self._record_plan(window, plan, len(members), form)
+        return window.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
+
+    def _budget(self, rows: int, table: Table) -> int:
+        return setting(self.args, "max_tokens_per_micro_batch") or rows * table.width
+
+    def _record_plan(self, window: Window, plan: Any, members: int, form: Form) -> None:
+        rows = window.table.rows
+        metrics = self._metrics["train"]
+        metrics["batches/micro_batches"].append(len(plan[0]))
+        metrics["batches/rows"].append(members)
+        metrics["batches/rows_without_signal"].append(len(rows.rank_R) - members)
+        tokens = [form.tokens(rows, batch) for own in plan for batch in own]
+        metrics["batches/tokens"].append(sum(tokens))
+        metrics["batches/tokens_trl"].append(window.table.width * len(rows.rank_R))
+
+    @property
+    def _ranks(self) -> Ranks:
+        accelerator = self.accelerator
+        return Ranks(accelerator.process_index, accelerator.num_processes, accelerator.gather, accelerator.device)
+
+    # ------------------------------------------------------------------------------------------------------------- loss
+
+    def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
+        weight, census = inputs.get(ROW_WEIGHT, 1.0), inputs.get(CENSUS)
+        if weight != 1.0 and self.loss_type in ROW_MEAN_LOSSES:
+            inputs = {**inputs, "advantages": inputs["advantages"] * weight}
+        with self._weighed_kl(weight), self._uneven(census):
+            return super()._compute_loss(model, inputs)
+
+    @contextlib.contextmanager
+    def _weighed_kl(self, weight: float) -> Iterator[None]:
+        """Inside, the KL term weighs as the rows do: every loss of TRL's is linear in advantages and beta."""
+        beta = self.beta
+        if self.loss_type in ROW_MEAN_LOSSES:
+            self.beta = beta * weight
+        try:
+            yield
+        finally:
+            self.beta = beta
+
+    @contextlib.contextmanager
+    def _uneven(self, census: Census | None) -> Iterator[None]:
+        """Inside, micro-batches may differ in size, over ranks and from one another, and metrics stay means."""
+        if census is None:
+            yield
+            return
+        if self._step_metrics is None:
+            self._step_metrics = StepMetrics()
+        accelerator, sequences = self.accelerator, self.importance_sampling_level == "sequence"
+        self.accelerator = UnevenRows(accelerator, census.most_rows) if accelerator.num_processes > 1 else accelerator
+        try:
+            with self._step_metrics.collected(self._metrics["train"], census, sequences):
+                yield
+        finally:
+            self.accelerator = accelerator
+
+    # --------------------------------------------------------------------------------------------------------- forwards
+
+    @property
+    def _form(self) -> Form | None:
+        """How rows go through the model; found out on first use, by all ranks at once."""
+        if self._form_found is None:
+            weights = next(self.model.parameters())
+            form = find_form(
+                self.model,
+                self.model.config.get_text_config(),
+                self._trls_log_probs,
+                self.accelerator.autocast,
+                self._ranks,
+                half=self.accelerator.mixed_precision != "no" or weights.dtype in (torch.float16, torch.bfloat16),
+                packs=setting(self.args, "padding_free"),
+                shares=setting(self.args, "shared_prefix"),
+            )
+            self._form_found = (form,)
+        return self._form_found[0]
+
+    def _trls_log_probs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> torch.Tensor:
+        log_probs: torch.Tensor
+        log_probs, _, _ = super()._get_per_token_logps_and_entropies(self.model, input_ids, attention_mask, width)
+        return log_probs
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> Any:
+        # TRL 1.16, line 1419. Called without gradient for the old and reference log-probabilities of a generation, in
+        # chunks of `batch_size`, and with gradient for one micro-batch.
+        form = self._form if setting(self.args, "token_batches") and self.model.training else None
+        known = not compute_aux_loss and all(value is None for value in multimodal.values())
+        if form is not None and not torch.is_grad_enabled() and not compute_entropy and self._ranks.all(known):
+            return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
+        if isinstance(form, Packed) and torch.is_grad_enabled() and known:
+            found = packed_forward(model, input_ids, attention_mask, logits_to_keep, form, self.accelerator.autocast)
+            return *found, None
+        return super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size,
+            compute_entropy,
+            compute_aux_loss,
+            **multimodal,
+        )
+
+    def _log_probs(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int, batch_size: int | None
+    ) -> torch.Tensor:
+        """Log-probabilities without gradient, shape (N, width): each row computed on whichever rank has time for it."""
+        prompts = input_ids.shape[1] - width
+        fields = {
+            "prompt_ids": input_ids[:, :prompts],
+            "prompt_mask": attention_mask[:, :prompts],
+            "completion_ids": input_ids[:, prompts:],
+            "completion_mask": attention_mask[:, prompts:],
+        }
+        ranks, table, form = self._ranks, Table.of(fields, self._ranks), self._form
+        assert form is not None
+        if (table.rows.prompt_tokens_R == 0).any():
+            whole = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, width, batch_size)
+            return whole[0]
+        budget = self._budget(batch_size or len(input_ids), table)
+        plan = make_plan(table.rows, table.members(prune=False), ranks.count, budget, form)
+        held, rows = move(fields, table, plan, ranks)
+        place = {row: index for index, row in enumerate(held)}
+        parts = [select(rows, [place[row] for row in batch]) if batch else filler(fields) for batch in plan[ranks.rank]]
+        found = self._in_micro_batches(model, parts, rows["completion_ids"].shape[1])[: len(held)]
+        order = [row for batch in plan[ranks.rank] for row in batch]
+        target_R = executors(plan, len(table.rows.rank_R))
+        back, values = exchange({"values": found}, order, target_R, table.rows.rank_R, ranks)
+        log_probs = found.new_zeros((len(input_ids), width))
+        index = torch.tensor(back, dtype=torch.int64, device=found.device) - ranks.rank * len(input_ids)
+        return log_probs.index_copy(0, index, fit_completions(values["values"], width))
+
+    def _in_micro_batches(self, model: Any, parts: list[dict[str, torch.Tensor]], width: int) -> torch.Tensor:
+        """The parts' log-probabilities, forward by forward, one below the other and `width` wide."""
+        found = []
+        for rows in parts:
+            part = trim(rows, self.pad_to_multiple_of)
+            ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+            mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+            own = part["completion_ids"].shape[1]
+            if isinstance(self._form, Packed):
+                values, _ = packed_forward(model, ids, mask, own, self._form, self.accelerator.autocast)
+            else:
+                values = super()._get_per_token_logps_and_entropies(model, ids, mask, own)[0]
+            found.append(fit_completions(values, width))
+        return torch.cat(found)
+
+
+def _over_calls(batches: list[Batch], calls: int) -> tuple[list[Batch], ...]:
+    """Micro-batches for each call: none in the first calls where they are fewer, else about as many in each."""
+    if len(batches) <= calls:
+        return tuple([[] for _ in range(calls - len(batches))] + [[batch] for batch in batches])
+    each, more = divmod(len(batches), calls)
+    ends = [number * each + min(number, more) for number in range(calls + 1)]
+    return tuple(batches[start:end] for start, end in itertools.pairwise(ends))

@@ -1,0 +1,75 @@
+"""Where a composite runs: nowhere itself; its parts run in places of their own, and are asked from the event loop.
+
+Owns the asking and the times. What the answers come to is the composite's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from reward_server.execution.results import Card, Timed, checked
+from reward_server.scorers.base import Result
+from reward_server.scorers.composite import CompositeScorer
+from reward_server.types import Group, ScorerInfo
+
+_SAVE_EVERY_S = 60.0
+
+
+class Part(Protocol):
+    """A scorer that is served: asked for a group, it answers, and what fails is a status."""
+
+    info: ScorerInfo
+
+    async def score(self, group: Group) -> Timed: ...
+
+
+class CompositePlace:
+    """A composite and its parts, which are loaded and closed by who made them. It saves what the composite gathers."""
+
+    def __init__(self, scorer: CompositeScorer, parts: Sequence[Part], saves: bool = True):
+        self._scorer = scorer
+        self._parts = parts
+        self._saves = saves
+        self._saved_at = time.monotonic()
+        self._saving: asyncio.Future[None] | None = None
+
+    async def load(self) -> Card:
+        await asyncio.to_thread(self._scorer.load)
+        infos = [part.info for part in self._parts]
+        versions = hashlib.sha256(json.dumps([info.version for info in infos]).encode()).hexdigest()[:12]
+        return Card(
+            f"{self._scorer.version}/{versions}",
+            tuple(dict.fromkeys(column for info in infos for column in info.required_columns)),
+            all(info.deterministic for info in infos),
+            any(info.group_aware for info in infos),
+        )
+
+    async def run(self, group: Group) -> Timed:
+        began, waits = time.perf_counter(), [0.0]
+
+        async def ask(index: int, part: Group) -> Result:
+            timed = await self._parts[index].score(part)
+            waits.append(timed.queued_s)
+            return timed.result
+
+        result = checked(await self._scorer.compose(group, ask), len(group))
+        self._save_now_and_then()
+        return Timed(result, max(waits), max(0.0, time.perf_counter() - began - max(waits)))
+
+    async def close(self) -> None:
+        if self._saving is not None:
+            await self._saving
+        if self._saves:
+            await asyncio.to_thread(self._scorer.save_gathered)
+
+    def _save_now_and_then(self) -> None:
+        """In a thread, since it is a file; what a killed server has gathered since is lost."""
+        is_due = self._saves and time.monotonic() - self._saved_at > _SAVE_EVERY_S
+        if is_due and (self._saving is None or self._saving.done()):
+            self._saved_at = time.monotonic()
+            self._saving = asyncio.ensure_future(asyncio.to_thread(self._scorer.save_gathered))

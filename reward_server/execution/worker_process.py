@@ -1,0 +1,135 @@
+"""The child's side of a worker: loads scorers, then scores one group after another in its main thread.
+
+Owns what the two sides say to each other, in the frames of `child`. Standard output is the server's standard error:
+what user code prints disturbs nobody.
+
+    -> [options, …]                       <- {"cards": {…}} or {"load_error": …}
+    -> (scorer's name, group)             <- {"scores": …}, {"raised": …} or {"invalid_group": …}, for each group
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from io import BufferedRWPair
+from typing import Any
+
+from reward_server.errors import ConfigError, InvalidGroupError, RewardServerError
+from reward_server.execution.results import Card, NoResultError, card_of, checked, raised
+from reward_server.processes.child import HEADER
+from reward_server.processes.lifetime import die_with_parent
+from reward_server.scorers.base import Result, Scorer, ScorerOptions
+from reward_server.scorers.loading import user_traceback
+from reward_server.scorers.registry import build
+from reward_server.types import Group, Score, Status
+
+
+def main(fd: int, lifeline_fd: int, parent_pid: int, memory_bytes: int) -> None:
+    """Runs until the server closes its end, with at most `memory_bytes` of data; 0 is no limit."""
+    os.set_inheritable(fd, False)  # a process that user code forks must not hold the line open
+    os.set_inheritable(lifeline_fd, False)
+    die_with_parent(parent_pid, lifeline_fd)
+    if memory_bytes:
+        # Not RLIMIT_AS: what is mapped without being used (CUDA, torch) would count, many times over.
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    for name in (signal.SIGINT, signal.SIGTERM):  # a service manager signals the whole group; the server ends us
+        signal.signal(name, lambda *_: None)
+    # A server that ends meanwhile reads no answer, and nobody is left to be told.
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=fd) as line, line.makefile("rwb") as file:
+        scorers = _load(file)
+        while (frame := _read(file)) is not None:
+            name, group = pickle.loads(frame)
+            _write(file, _answer(scorers[name], group))
+            sys.stdout.flush()
+        for scorer in scorers.values():
+            scorer.close()
+
+
+def _load(file: BufferedRWPair) -> dict[str, Scorer]:
+    frame = _read(file)
+    if frame is None:
+        sys.exit(0)
+    try:
+        scorers = [_loaded(options) for options in pickle.loads(frame)]
+    except BaseException as error:
+        # Ours say all that the user needs; anything else is user code's and comes with its traceback.
+        text = str(error) if isinstance(error, RewardServerError) else user_traceback(error)
+        _write(file, {"load_error": text, "is_config": isinstance(error, ConfigError)})
+        sys.exit(1)
+    _write(file, {"cards": {scorer.name: dataclasses.asdict(card_of(scorer)) for scorer in scorers}})
+    return {scorer.name: scorer for scorer in scorers}
+
+
+def _loaded(options: ScorerOptions) -> Scorer:
+    scorer = build(options)
+    scorer.load()
+    return scorer
+
+
+def _answer(scorer: Scorer, group: Group) -> dict[str, Any]:
+    try:
+        answer = scorer.score(group)
+        return _encode(checked(_awaited(answer), len(group)))
+    except InvalidGroupError as error:
+        return {"invalid_group": str(error)}
+    except BaseException as error:  # sys.exit() in user code ends nothing but this score
+        failure = raised(error)
+        return {"raised": failure.message, "details": failure.details}
+
+
+def _awaited(answer: Any) -> Any:
+    if not inspect.isawaitable(answer):
+        return answer
+
+    async def wait() -> Any:
+        return await answer
+
+    return asyncio.run(wait())
+
+
+def _encode(result: Result) -> dict[str, Any]:
+    return {
+        "scores": [[int(score.status), score.value, score.message] for score in result.scores],
+        "metrics": result.metrics,
+        "extra": result.extra,
+    }
+
+
+def decode_answer(answer: Mapping[str, Any]) -> Result:
+    """The server's side of an answer. Raises what it reports."""
+    if "invalid_group" in answer:
+        raise InvalidGroupError(answer["invalid_group"])
+    if "raised" in answer:
+        raise NoResultError(Status.FAILED, answer["raised"], answer["details"])
+    scores = tuple(Score(Status(status), value, message) for status, value, message in answer["scores"])
+    return Result(scores, answer["metrics"], answer["extra"])
+
+
+def decode_card(card: Mapping[str, Any]) -> Card:
+    """The server's side of a card."""
+    return Card(**{**card, "required_columns": tuple(card["required_columns"])})
+
+
+def _read(file: BufferedRWPair) -> bytes | None:
+    header = file.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    (size,) = HEADER.unpack(header)
+    body = file.read(size)
+    return body if len(body) == size else None
+
+
+def _write(file: BufferedRWPair, answer: Mapping[str, Any]) -> None:
+    body = json.dumps(answer).encode()
+    file.write(HEADER.pack(len(body)) + body)
+    file.flush()

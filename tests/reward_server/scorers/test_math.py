@@ -1,0 +1,289 @@
+r"""The scorer `math`: what a final answer is, what is equal, and what a policy gains by cheating (nothing)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from reward_server.client import RewardClient
+from reward_server.errors import InvalidGroupError
+from reward_server.launch import ServerProcess
+from reward_server.scorers.base import Place, Scorer
+from reward_server.scorers.math import final_answer
+from reward_server.scorers.math_limits import OutOfTimeError, cpu_limit
+from reward_server.scorers.registry import build, parse_options
+from reward_server.types import Status
+from tests.support.builders import make_group
+
+GSM8K_SOLUTION = "She sold 48/2 = <<48/2=24>>24 in May.\nShe sold 48+24 = <<48+24=72>>72 in all.\n#### 72"
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    return make()
+
+
+def make(**options: Any) -> Scorer:
+    scorer = build(parse_options({"type": "math", "name": "correct", **options}))
+    scorer.load()
+    return scorer
+
+
+def values(scorer: Scorer, gold: Any, *completions: Any) -> list[float | None]:
+    result = scorer.score(make_group(completions, columns={"answer": gold}))
+    return [score.value for score in result.scores]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\boxed{1}" + "\n#### 2", "2"),
+        ("#### 1\n" + r"or \boxed{2}", "2"),
+        (GSM8K_SOLUTION, "72"),
+        ("the answer is 5. No, 6", "6"),
+        ("it costs $48 and then $24 more", "$24"),
+        ("so $x = 3$ holds", "$x = 3$"),
+        ("one of 1, 2 or 3", "1, 2 or 3"),
+        ("#### Step 2: add\nthat is 42", "42"),
+        (r"<think>\boxed{4}</think>it is 5", "5"),
+        (r"cut off: \boxed{12", None),
+        ("no number at all", None),
+        ("", None),
+    ],
+)
+def test_the_final_answer_is_the_last_mark_or_else_the_last_number_or_formula(text: str, answer: str | None) -> None:
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "completion"),
+    [
+        (GSM8K_SOLUTION, "#### 72"),
+        (GSM8K_SOLUTION, r"\boxed{72}"),
+        (GSM8K_SOLUTION, "That makes 72 clips."),
+        ("1,080", "#### $1,080.00"),
+        ("1080", r"\boxed{1{,}080}"),
+        ("10080", r"\boxed{10\,080}"),
+        ("18", "She makes $18 every day."),
+        ("18", r"\boxed{18 \text{ dollars}}"),
+        ("18", "#### 18 dollars"),
+        (42, "**Answer:** **42**"),
+        (7.5, "$7.50"),
+        ("-5", "x = −5"),
+        ("1/2", "it is 0.5"),
+        (r"\frac{1}{2}", r"\(\dfrac12\)"),
+        ("3 1/2", r"\boxed{3\frac12}"),
+        ("50", "50%"),
+        ("1000000", "1e6"),
+        ("2", r"\boxed{x = 2}"),
+        ("5", r"\boxed{\log_2 32}"),
+        (r"\sqrt{2}", r"\boxed{2^{1/2}}"),
+        ("x^2+2x+1", r"\boxed{(x+1)^2}"),
+        ("5, 6, 7", "7, 5 or 6"),
+        ("(1,2)", r"\boxed{(1, 2)}"),
+        ("B", r"\boxed{\text{B}}"),
+        ("No solution", r"\boxed{\text{no solution}}"),
+        ([1, 2], "2"),
+        ("The answer is 42.", "42"),
+        (r"Thus the total is \boxed{42} apples.", "42"),
+        ("42", r"\boxed{42}}"),
+        ("42", r"\boxed{{42}}"),
+        ("42", r"\boxed{\boxed{42}}"),
+        ("42", r"\boxed{42,}"),
+        ("42", r"\boxed{\text{42}}"),
+        ("42", r"\boxed 42"),
+        ("42", r"\boxed{a = b = 42}"),
+        ("42", r"\boxed{42 \text{ more than Tom}}"),
+        ("42", r"#### **42**"),
+        ("42", "4.2e1"),
+        ("0.333333333", "1/3"),
+        ("2^{100}", r"\boxed{1267650600228229401496703205376}"),
+        ("x^{100}", r"\boxed{x^{100}}"),
+        ("5", r"\boxed{\sqrt[3]{125}}"),
+    ],
+)
+def test_right_answers_score_one_however_they_are_written(scorer: Scorer, gold: Any, completion: str) -> None:
+    assert values(scorer, gold, completion) == [1.0]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "1, 2, 3, 41, 42",
+        "41 or 42",
+        "1 2 3 42",
+        "$41$, $42$",
+        r"\boxed{41, 42}",
+        r"\boxed{41 \text{ or } 42}",
+        r"\boxed{\{1, \ldots, 42\}}",
+        r"\boxed{42}\boxed{41}",
+        r"\boxed{42} but #### 41",
+        "#### 41 42",
+        r"\boxed{(-\infty, \infty)}",
+        r"\boxed{\mathbb{R}}",
+        r"\boxed{x}",
+        r"\boxed{42x}",
+        r"\boxed{42 \pm 1}",
+        r"\boxed{\text{any number, such as } 42}",
+        r"\boxed{42",
+        r"\boxed{42 \text{ or more}}",
+        r"\boxed{\text{at least } 42}",
+        r"\boxed{\text{more than } 42}",
+        r"\boxed{x \le 42}",
+        r"\boxed{[41, 43]}",
+        r"\boxed{42 = 41}",
+        r"\boxed{42 \neq 41}",
+        r"\boxed{\frac{42}{}}",
+        r"\boxed{\frac{\frac{\frac{42}}}",
+        r"\boxed{42 + 0x}",
+        r"\boxed{42 + \epsilon}",
+        r"\boxed{42_{41}^{40}}",
+        r"\boxed{42 \\ 41}",
+        r"\boxed{42 & 41}",
+        r"\boxed{\begin{cases} 42 \\ 41 \end{cases}}",
+        "The answer is 42. No, 41",
+        "#### 42 #### 41",
+        "forty-two, as always",
+        "",
+    ],
+)
+def test_hedging_lists_and_tricks_score_nothing(scorer: Scorer, completion: str) -> None:
+    assert values(scorer, "42", completion) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^9}}",
+        "9^9^9^9^9",
+        "(10^9)!",
+        "2^{10^{9}}",
+        "42 + 10^{-10^{10}}",
+        "42e999999999",
+        "e^{e^{e^{e^{e}}}}",
+        r"\binom{1000000}{500000}",
+        r"{1000000 \choose 500000}",
+        r"\gcd(9^{9^9}, 42)",
+        r"\sqrt[9^{9^9}]{42}",
+        "9^{9^9} < 42",
+        r"\int_0^1 e^{x^2} \sin(x^3) dx",
+        r"\sum_{i=1}^{10^9} \sin(i)",
+        "(x+1)^{1000}",
+        "y = (x+y+z+w)^{300}",
+        r"\{(x+y+z+w)^{300}, 42\}",
+        r"(1+\sqrt{2}+\sqrt{3}+\sqrt{5})^{60}",
+        r"\cos(\cos(\cos(\cos(\cos(\cos(\cos(42)))))))",
+        "(" * 400,
+        "|" * 400,
+    ],
+)
+def test_answers_that_would_take_an_age_are_wrong_at_once(scorer: Scorer, answer: str) -> None:
+    started = time.process_time()
+    assert values(scorer, "42", rf"\boxed{{{answer}}}") == [0.0]
+    assert time.process_time() - started < 3  # without the guard: minutes to for ever
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["(x+1)^{1000}", r"\frac{x^{1000}-1}{x-1}", "(x+y+z+w)^{60}", r"\sin(\cos(\tan(\sin(\cos(\tan(\sin(x)))))))"],
+)
+def test_they_are_beside_a_gold_answer_with_variables_too(scorer: Scorer, answer: str) -> None:
+    started = time.process_time()
+    assert values(scorer, "x^2+2x+1", rf"\boxed{{{answer}}}") == [0.0]
+    assert time.process_time() - started < 3
+
+
+# Slips through the bounds and takes about three seconds.
+SLOW_ANSWER = r"\boxed{\tan(\tan(\tan(\tan(10^{300}))))}"
+
+
+def test_what_takes_an_age_all_the_same_is_a_timeout_and_leaves_its_siblings() -> None:
+    result = make(answer_timeout_s=0.3).score(make_group(["42", SLOW_ANSWER, "41"], columns={"answer": "42"}))
+    assert [score.status for score in result.scores] == [Status.OK, Status.TIMEOUT, Status.OK]  # type: ignore[union-attr]
+    assert [score.value for score in result.scores] == [1.0, None, 0.0]  # type: ignore[union-attr]
+    assert "answer_timeout_s = 0.3 s" in result.scores[1].message  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_what_no_clock_in_the_process_can_end_is_killed_with_it_and_its_siblings_keep_their_scores(
+    serve: Callable[..., ServerProcess],
+) -> None:
+    server = serve({"type": "math", "name": "correct", "timeout_s": 1, "answer_timeout_s": 1000})
+    with RewardClient(server.endpoint) as client:
+        answer = client.score(make_group(["42", SLOW_ANSWER, "41"], columns={"answer": "42"}), timeout_s=60)
+    (scored,) = answer.scorers
+    assert [score.value for score in scored.scores] == [1.0, None, 0.0]
+    assert scored.scores[1].status is Status.TIMEOUT
+
+
+@pytest.mark.parametrize("caught", [Exception, OutOfTimeError])  # the first never holds it, the second its first ring
+def test_the_limit_ends_what_catches_exceptions(caught: type[BaseException]) -> None:
+    def forever() -> None:
+        with contextlib.suppress(caught):
+            while True:
+                pass
+        while True:
+            pass
+
+    with pytest.raises(OutOfTimeError), cpu_limit(0.05):
+        forever()
+
+
+def test_the_limit_is_over_when_its_block_is() -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    with cpu_limit(0.05):
+        pass
+    began = time.process_time()
+    while time.process_time() - began < 0.1:
+        pass
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_letters_in_another_order_are_another_word(scorer: Scorer) -> None:
+    assert values(scorer, "Paris", r"\boxed{paris}", r"\boxed{Pairs}") == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("gold", [None, "", "?!", [], True, {"a": 1}])
+def test_a_gold_answer_that_cannot_be_read_is_not_applicable(scorer: Scorer, gold: Any) -> None:
+    (score,) = scorer.score(make_group(["42"], columns={"answer": gold})).scores  # type: ignore[union-attr]
+    assert score.status is Status.NOT_APPLICABLE
+
+
+def test_with_formats_boxed_only_a_box_counts() -> None:
+    assert values(make(formats=["boxed"]), "42", "42", "#### 42", r"\boxed{42}") == [0.0, 0.0, 1.0]
+
+
+def test_messages_are_read_as_what_the_assistant_said(scorer: Scorer) -> None:
+    said = [
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]},
+        {"role": "tool", "content": "41"},
+        {"role": "assistant", "content": [{"type": "text", "text": "it is "}, {"type": "text", "text": "42"}]},
+        {"role": "user", "content": "43?"},
+    ]
+    assert values(scorer, "42", said) == [1.0]
+
+
+def test_a_gold_answer_may_differ_between_siblings_and_the_column_is_named_by_an_option() -> None:
+    scorer = make(column="target")
+    assert scorer.required_columns == ("target",)
+    with pytest.raises(InvalidGroupError, match=r"scorer 'correct' needs the column 'target', .* has \['answer'\]"):
+        values(scorer, "42", "42")
+
+
+def test_the_extracted_answers_are_logged_beside_the_completions(scorer: Scorer) -> None:
+    result = scorer.score(make_group(["so 42", "dunno"], columns={"answer": "42"}))
+    assert result.extra == {"correct_answer": ["42", None]}  # type: ignore[union-attr]
+
+
+def test_it_runs_in_a_worker_where_it_can_be_killed_and_its_version_names_math_verify(scorer: Scorer) -> None:
+    assert scorer.place is Place.WORKER
+    assert scorer.deterministic
+    assert "math-verify-0." in scorer.version
