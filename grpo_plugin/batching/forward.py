@@ -17,7 +17,7 @@ import torch
 from accelerate.logging import get_logger
 
 from grpo_plugin.batching.packing import STANDS_IN_FOR, pack, register
-from grpo_plugin.batching.plan import Form, Packed, Padded, Rows, attention_cost
+from grpo_plugin.batching.plan import Layout, PackedLayout, PaddedLayout, Rows, attention_cost
 from grpo_plugin.batching.rows import Ranks, prompt_numbers
 
 logger = get_logger(__name__)
@@ -35,10 +35,10 @@ _TOLERANCE_HALF = 3e-2
 
 
 def packed_forward(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int, form: Packed, autocast: Any
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int, layout: PackedLayout, autocast: Any
 ) -> LogProbs:
     """Log-probabilities and entropies of completions `width` wide, shape (N, width)."""
-    families = form.families(_rows(input_ids, attention_mask, width), range(len(input_ids)))
+    families = layout.families(_rows(input_ids, attention_mask, width), range(len(input_ids)))
     packed = pack(input_ids, attention_mask, width, families)
     with autocast():
         output = model(**packed.inputs, fused_lm_head=True)
@@ -53,7 +53,7 @@ def _rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> 
     return Rows(tokens[0], tokens[1], numbers.numpy(), np.zeros(len(input_ids), dtype=np.int64))
 
 
-def find_form(
+def find_layout(
     model: Any,
     config: Any,
     padded: Callable[..., torch.Tensor],
@@ -63,8 +63,8 @@ def find_form(
     half: bool,
     packs: bool,
     shares: bool,
-) -> Form | None:
-    """The cheapest form in which this model's numbers are TRL's; None if they depend on padding. Logs what is not so.
+) -> Layout | None:
+    """The cheapest layout in which this model's numbers are TRL's; None if they depend on padding. Logs what is not so.
 
     `padded(input_ids, attention_mask, width)` is TRL's own way; `half` says that it computes in half precision. Every
     rank calls this at the same time, and all of them find the same.
@@ -80,14 +80,14 @@ def find_form(
             return None
         # Kernels of variable length take half precision; elsewhere a GPU would launch one for each row.
         if packs and (half or device.type == "cpu"):
-            form = _packed_form(trial, attention, shares)
-            if form is not None:
-                return form
-    return Padded(attention, overhead)
+            layout = _packed_layout(trial, attention, shares)
+            if layout is not None:
+                return layout
+    return PaddedLayout(attention, overhead)
 
 
-def _packed_form(trial: _Trial, attention: float, shares: bool) -> Packed | None:
-    shared, plain = Packed(attention, shares=True), Packed(attention, shares=False)
+def _packed_layout(trial: _Trial, attention: float, shares: bool) -> PackedLayout | None:
+    shared, plain = PackedLayout(attention, shares=True), PackedLayout(attention, shares=False)
     problem = trial.problem_of_packing(shared) if shares else None
     if shares and not problem:
         return shared
@@ -107,7 +107,7 @@ def _widths(config: Any) -> tuple[int, int]:
 
 
 class _Trial:
-    """A few tokens in each form against TRL's own."""
+    """A few tokens in each layout against TRL's own."""
 
     def __init__(
         self,
@@ -147,12 +147,12 @@ class _Trial:
         alone = self._padded(self._ids[-1:, start:], self._mask[-1:, start:], self._width)
         return self._difference(alone, self._expected[-1:], "log-probabilities depend on padding")
 
-    def problem_of_packing(self, form: Packed) -> str | None:
+    def problem_of_packing(self, layout: PackedLayout) -> str | None:
         if self._implementation not in STANDS_IN_FOR:
             return f"attention {self._implementation!r} takes no packed rows ({', '.join(STANDS_IN_FOR)} do)"
         register()
         try:
-            found, _ = packed_forward(self._model, self._ids, self._mask, self._width, form, self._autocast)
+            found, _ = packed_forward(self._model, self._ids, self._mask, self._width, layout, self._autocast)
         except Exception as error:  # a model may refuse in whatever way; padded rows work with any
             return self._agreed(f"packed rows raise {type(error).__name__}: {error}")
         return self._difference(found, self._expected, "packed rows give other log-probabilities")

@@ -2,7 +2,7 @@
 
 TRL appends a number for each micro-batch and logs their mean, which is right where micro-batches are alike. Owns the
 weighing of what it appended, and the gathering of rows that are more on one rank than on another. Knows nothing of
-where the micro-batches come from but their `Census`.
+where the micro-batches come from but their `MicroBatchStats`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from grpo_plugin.batching.rows import Census
+from grpo_plugin.batching.rows import MicroBatchStats
 
 # Metrics with one value a row where the ratio is one of sequences (GRPOTrainer._compute_loss, TRL 1.16, line 3259).
 _OF_RATIOS = frozenset({"clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "cispo_clip_ratio"})
@@ -30,28 +30,30 @@ class StepMetrics:
         self._found: dict[str, list[tuple[float, int]]] = defaultdict(list)
 
     @contextmanager
-    def collected(self, metrics: dict[str, list[float]], census: Census, sequence_level: bool) -> Iterator[None]:
+    def collected(
+        self, metrics: dict[str, list[float]], stats: MicroBatchStats, sequence_level: bool
+    ) -> Iterator[None]:
         """Takes what the block appends to `metrics`, and appends the step's numbers after its last micro-batch."""
         before = {name: len(values) for name, values in metrics.items()}
         yield
         for name, values in metrics.items():
             for value in values[before.get(name, 0) :]:
-                self._found[name].append(_weighed(name, value, census, sequence_level))
+                self._found[name].append(_weighed(name, value, stats, sequence_level))
             del values[before.get(name, 0) :]
-        if census.last:
+        if stats.last:
             for name, found in self._found.items():
                 metrics[name].extend(_joined(name, found))
             self._found.clear()
 
 
-def _weighed(name: str, value: float, census: Census, sequence_level: bool) -> tuple[float, int]:
+def _weighed(name: str, value: float, stats: MicroBatchStats, sequence_level: bool) -> tuple[float, int]:
     if name == _OF_WEIGHTS or (sequence_level and name in _OF_RATIOS):
-        if not census.rows:
+        if not stats.rows:
             return value, 0
         filler = 1.0 if name == _OF_WEIGHTS else 0.0  # what a row of ratio 1 without advantage counts as
-        total = value * (census.rows + census.filler_rows) - filler * census.filler_rows
-        return total / census.rows, census.rows
-    return value, census.tokens
+        total = value * (stats.rows + stats.filler_rows) - filler * stats.filler_rows
+        return total / stats.rows, stats.rows
+    return value, stats.tokens
 
 
 def _joined(name: str, found: list[tuple[float, int]]) -> list[float]:

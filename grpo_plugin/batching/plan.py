@@ -4,11 +4,12 @@ Owns what a forward costs, the spreading of rows over ranks so that all finish t
 budget of tokens. Knows nothing of tensors, of losses or of how ranks talk: every rank holds the same `Rows` and so
 makes the same plan.
 
-    plan = make_plan(rows, members, ranks, budget_tokens, form)
+    plan = make_plan(rows, members, ranks, budget_tokens, layout)
     plan[rank][number]      the rows of one micro-batch; as many on each rank, of which the last may be empty
 
-A form is how rows lie in a forward. `Padded`: each as wide as the longest prompt and completion among them. `Packed`:
-one after another, no padding token, and where it `shares`, the rows of one prompt compute that prompt once.
+A layout is how rows lie in a forward. `PaddedLayout`: each row is as wide as the longest prompt and completion among
+them. `PackedLayout`: one row after another, without padding; where it `shares`, the rows of one prompt compute that
+prompt once.
 
 What a token costs is taken as 1 for the linear layers, plus attention, which grows with the tokens that it looks at.
 
@@ -51,7 +52,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Padded:
+class PaddedLayout:
     """Rows as a rectangle. `overhead_tokens` is what a micro-batch costs beside its tokens."""
 
     attention: float
@@ -74,7 +75,7 @@ class Padded:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedLayout:
     """Rows one after another, without padding. With `shares`, a prompt is computed once for its rows."""
 
     attention: float
@@ -125,7 +126,7 @@ class Packed:
         return prefix + int(own_R.sum()) + self.attention * looked_at
 
 
-Form = Padded | Packed
+Layout = PaddedLayout | PackedLayout
 
 
 def worth_sharing(prompt_tokens: int, rows: int) -> bool:
@@ -142,22 +143,22 @@ def attention_cost(hidden: int, intermediate: int) -> float:
     return 1.0 / (4 * hidden + 3 * intermediate)
 
 
-def make_plan(rows: Rows, members: Sequence[int], ranks: int, budget_tokens: int, form: Form) -> Plan:
+def make_plan(rows: Rows, members: Sequence[int], ranks: int, budget_tokens: int, layout: Layout) -> Plan:
     """Micro-batches for each rank: of the rows `members`, all of them once, and as many micro-batches on every rank.
 
     No micro-batch computes more than `budget_tokens`, but for a row that does so alone. They are in order of cost,
     the dearest first, so that those which ranks compute at the same time take about as long.
     """
-    parts = _spread(rows, members, ranks, budget_tokens, form)
-    batches = [_micro_batches(rows, part, budget_tokens, form, at_least=1) for part in parts]
+    parts = _spread(rows, members, ranks, budget_tokens, layout)
+    batches = [_micro_batches(rows, part, budget_tokens, layout, at_least=1) for part in parts]
     count = max(len(own) for own in batches)
     batches = [
-        own if len(own) == count else _micro_batches(rows, part, budget_tokens, form, at_least=count)
+        own if len(own) == count else _micro_batches(rows, part, budget_tokens, layout, at_least=count)
         for own, part in zip(batches, parts, strict=True)
     ]
     count = max(1, *(len(own) for own in batches))
     return tuple(
-        tuple(sorted(own, key=lambda batch: -form.cost(rows, batch))) + ((),) * (count - len(own)) for own in batches
+        tuple(sorted(own, key=lambda batch: -layout.cost(rows, batch))) + ((),) * (count - len(own)) for own in batches
     )
 
 
@@ -175,48 +176,48 @@ def balanced(costs: Sequence[float], parts: int) -> list[list[int]]:
 # ------------------------------------------------------------------------------------------------------- over the ranks
 
 
-def _spread(rows: Rows, members: Sequence[int], ranks: int, budget: int, form: Form) -> list[list[MicroBatch]]:
+def _spread(rows: Rows, members: Sequence[int], ranks: int, budget: int, layout: Layout) -> list[list[MicroBatch]]:
     """Each rank's units. At home, unless moving rows makes the slowest rank clearly faster."""
-    sizes = _unit_sizes(rows, members, form)
+    sizes = _unit_sizes(rows, members, layout)
     home = [[row for row in members if rows.rank_R[row] == rank] for rank in range(ranks)]
-    best = [_fitting(rows, form.units(rows, own, max(sizes)), budget, form) for own in home]
-    least = _slowest(rows, best, form)
+    best = [_fitting(rows, layout.units(rows, own, max(sizes)), budget, layout) for own in home]
+    least = _slowest(rows, best, layout)
     if ranks == 1:
         return best
     least *= 1 - _WORTH_MOVING
     for size in sizes:
-        units = _fitting(rows, form.units(rows, members, size), budget, form)
-        parts = balanced([form.cost(rows, unit) for unit in units], ranks)
+        units = _fitting(rows, layout.units(rows, members, size), budget, layout)
+        parts = balanced([layout.cost(rows, unit) for unit in units], ranks)
         spread = _at_home(rows, [[units[index] for index in part] for part in parts])
-        slowest = _slowest(rows, spread, form)
+        slowest = _slowest(rows, spread, layout)
         if slowest < least:
             best, least = spread, slowest
     return best
 
 
-def _unit_sizes(rows: Rows, members: Sequence[int], form: Form) -> list[int]:
+def _unit_sizes(rows: Rows, members: Sequence[int], layout: Layout) -> list[int]:
     """How many rows of a prompt may stay together: whole families, halves, quarters, …, single rows."""
     largest = max((len(family) for family in _by_prompt(rows, members)), default=1)
-    sizes = [largest] if isinstance(form, Packed) and form.shares else [1]
+    sizes = [largest] if isinstance(layout, PackedLayout) and layout.shares else [1]
     while sizes[-1] > 1:
         sizes.append(sizes[-1] // 2)
     return sizes
 
 
-def _fitting(rows: Rows, units: list[MicroBatch], budget: int, form: Form) -> list[MicroBatch]:
+def _fitting(rows: Rows, units: list[MicroBatch], budget: int, layout: Layout) -> list[MicroBatch]:
     """The units, those beyond the budget halved until they fit."""
     fitting, todo = [], list(units)
     while todo:
         unit = todo.pop()
-        if len(unit) == 1 or form.tokens(rows, unit) <= budget:
+        if len(unit) == 1 or layout.tokens(rows, unit) <= budget:
             fitting.append(unit)
         else:
             todo += [unit[::2], unit[1::2]]
     return fitting
 
 
-def _slowest(rows: Rows, parts: Sequence[Sequence[MicroBatch]], form: Form) -> float:
-    return max(sum(form.cost(rows, unit) for unit in part) for part in parts)
+def _slowest(rows: Rows, parts: Sequence[Sequence[MicroBatch]], layout: Layout) -> float:
+    return max(sum(layout.cost(rows, unit) for unit in part) for part in parts)
 
 
 def _at_home(rows: Rows, parts: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
@@ -238,23 +239,25 @@ def _at_home(rows: Rows, parts: list[list[MicroBatch]]) -> list[list[MicroBatch]
 # ---------------------------------------------------------------------------------------------------- in micro-batches
 
 
-def _micro_batches(rows: Rows, units: Sequence[MicroBatch], budget: int, form: Form, at_least: int) -> list[MicroBatch]:
+def _micro_batches(
+    rows: Rows, units: Sequence[MicroBatch], budget: int, layout: Layout, at_least: int
+) -> list[MicroBatch]:
     """One rank's micro-batches, `at_least` so many where there are units for it."""
     if not units:
         return []
-    if isinstance(form, Padded):
-        return _split(rows, _rectangles(rows, [unit[0] for unit in units], budget, form), at_least, form)
-    total = sum(form.tokens(rows, unit) for unit in units)
+    if isinstance(layout, PaddedLayout):
+        return _split(rows, _rectangles(rows, [unit[0] for unit in units], budget, layout), at_least, layout)
+    total = sum(layout.tokens(rows, unit) for unit in units)
     count = max(at_least, -(-total // budget))
     while True:
-        parts = balanced([form.cost(rows, unit) for unit in units], min(count, len(units)))
+        parts = balanced([layout.cost(rows, unit) for unit in units], min(count, len(units)))
         batches = [tuple(row for index in part for row in units[index]) for part in parts]
-        if count >= len(units) or all(form.tokens(rows, batch) <= budget for batch in batches):
+        if count >= len(units) or all(layout.tokens(rows, batch) <= budget for batch in batches):
             return batches
         count += 1
 
 
-def _rectangles(rows: Rows, members: Sequence[int], budget: int, form: Padded) -> list[MicroBatch]:
+def _rectangles(rows: Rows, members: Sequence[int], budget: int, layout: PaddedLayout) -> list[MicroBatch]:
     """Cuts the rows, sorted by length, where the padded whole costs least."""
     order = np.asarray(sorted(members, key=lambda row: (-rows.tokens_R[row], row)))
     prompts, completions = rows.prompt_tokens_R[order], rows.completion_tokens_R[order]
@@ -263,7 +266,7 @@ def _rectangles(rows: Rows, members: Sequence[int], budget: int, form: Padded) -
     for end in range(1, len(order) + 1):
         counts = np.arange(1, end + 1)  # rows of the last rectangle, which begins at end - count
         width = _running_max(prompts[:end]) + _running_max(completions[:end])
-        cost = counts * (width + form.attention * width**2) + form.overhead_tokens
+        cost = counts * (width + layout.attention * width**2) + layout.overhead_tokens
         cost = np.where((counts * width <= budget) | (counts == 1), cost + best[end - counts], np.inf)
         choice = int(cost.argmin())
         best[end], cut[end] = cost[choice], end - counts[choice]
@@ -279,10 +282,10 @@ def _running_max(values: Ints) -> Ints:
     return np.asarray(np.maximum.accumulate(values[::-1]))
 
 
-def _split(rows: Rows, batches: list[MicroBatch], count: int, form: Padded) -> list[MicroBatch]:
+def _split(rows: Rows, batches: list[MicroBatch], count: int, layout: PaddedLayout) -> list[MicroBatch]:
     """The dearest micro-batches halved until there are `count`, or nothing is left to halve."""
     while len(batches) < count and any(len(batch) > 1 for batch in batches):
-        dearest = max((batch for batch in batches if len(batch) > 1), key=lambda batch: form.cost(rows, batch))
+        dearest = max((batch for batch in batches if len(batch) > 1), key=lambda batch: layout.cost(rows, batch))
         batches.remove(dearest)
         middle = len(dearest) // 2
         batches += [dearest[:middle], dearest[middle:]]

@@ -3,8 +3,8 @@
 Owns what a plan of `batches` does to TRL's tensors: which of them a row has, how they are trimmed, how rows move
 between ranks, and the weights that keep TRL's denominators. Knows nothing of models or of the trainer's state.
 
-    window = Window.of(batches, ranks)                 TRL's micro-batches of one optimizer step; None: leave them alone
-    micro_batches = window.micro_batches(plan, …)      ours, whose losses add up to the same
+    step_rows = StepRows.of(batches, ranks)             TRL's micro-batches of one optimizer step; None: leave them be
+    micro_batches = step_rows.micro_batches(plan, …)    ours, whose losses add up to the same
 
 Why the sum is the same: TRL means over the B rows of a micro-batch, or divides by a count of the generation's tokens.
 The first is a sum over rows / B, so a micro-batch of b rows weighs b / B (`ROW_WEIGHT`), wherever its rows come from;
@@ -42,11 +42,11 @@ COMPLETION_FIELDS = (
 _ROW_FIELDS = ("advantages", KEPT)
 _STEP_VALUES = ("num_items_in_batch", ROW_WEIGHT, SURVIVORS)
 
-CENSUS = "census"  # the key under which a micro-batch of ours says what it is
+MICRO_BATCH_STATS = "stats"  # the key under which a micro-batch of ours says what it is
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class MicroBatchStats:
     """What a micro-batch holds over all ranks, which its metrics are weighed by."""
 
     tokens: int
@@ -111,7 +111,7 @@ def prompt_numbers(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class StepRows:
     """One rank's rows of an optimizer step, or of its part that one generation holds."""
 
     fields: Fields
@@ -121,7 +121,7 @@ class Window:
     table: Table
 
     @classmethod
-    def of(cls, batches: Sequence[dict[str, Any]], ranks: Ranks) -> Window | None:
+    def of(cls, batches: Sequence[dict[str, Any]], ranks: Ranks) -> StepRows | None:
         """None where a batch holds what cannot be rearranged (images), or a prompt is empty; alike on all ranks."""
         merged = _merged(batches)
         if not ranks.all(merged is not None):
@@ -148,7 +148,7 @@ class Window:
             rows = filler(self.fields) if not batch else select(fields, [place[row] for row in batch])
             shared = {name: value for name, value in self.values.items() if name != SURVIVORS}
             shared[ROW_WEIGHT] = self.values.get(ROW_WEIGHT, 1.0) * len(batch) / self.batch_rows
-            shared[CENSUS] = self._census(plan, number)
+            shared[MICRO_BATCH_STATS] = self._stats(plan, number)
             # What the step is made of is told once: the rows that came in, and how many of all ranks' survive.
             shared[ROWS] = self.rows if number == 0 else 0
             if self.survivors is not None:
@@ -156,13 +156,13 @@ class Window:
             found.append({**trim(rows, multiple), **shared})
         return found
 
-    def _census(self, plan: Plan, number: int) -> Census:
+    def _stats(self, plan: Plan, number: int) -> MicroBatchStats:
         parts = [own[number] for own in plan]
         rows = [row for part in parts for row in part]
         fillers = sum(not part for part in parts)
         most = max(1, *(len(part) for part in parts))
         last = number == len(plan[0]) - 1
-        return Census(int(self.table.loss_tokens_R[rows].sum()) if rows else 0, len(rows), fillers, most, last)
+        return MicroBatchStats(int(self.table.loss_tokens_R[rows].sum()) if rows else 0, len(rows), fillers, most, last)
 
 
 def _merged(batches: Sequence[dict[str, Any]]) -> tuple[Fields, dict[str, Any]] | None:

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_plugin.rewards.groups import Layout
+from grpo_plugin.rewards.groups import GroupLayout
 from grpo_plugin.rewards.outcome import Answer, CallFailure, Outcome
 from reward_server.client import RewardClient
 from reward_server.errors import DeadlineError, RewardServerError
@@ -95,7 +95,7 @@ def _note_latency(pending: Pending) -> None:
 
 
 def exchange(
-    pending: Pending, layout: Layout, scorers: Sequence[str], gather: Callable[[list[Any]], list[Any]]
+    pending: Pending, layout: GroupLayout, scorers: Sequence[str], gather: Callable[[list[Any]], list[Any]]
 ) -> Outcome:
     """Every rank's answers, on every rank. `gather` concatenates a list over the ranks; all of them call it once."""
     mine = (pending.answers(), pending.latency_s, pending.exposed_wait_s)

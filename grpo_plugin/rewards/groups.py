@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class GroupLayout:
     """Which rows and groups are whose: N rows on each of `ranks` ranks, G of them a group."""
 
     rows: int
@@ -82,7 +82,7 @@ class Layout:
 
 
 def whole_groups(
-    rows_N: Sequence[Row], layout: Layout, gather: Callable[[list[Any]], list[Any]]
+    rows_N: Sequence[Row], layout: GroupLayout, gather: Callable[[list[Any]], list[Any]]
 ) -> dict[int, Sequence[Row]]:
     """The G rows of each group that this rank owns, by the group's number in the global batch.
 

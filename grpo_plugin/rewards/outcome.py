@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from grpo_plugin.rewards.groups import Layout
+from grpo_plugin.rewards.groups import GroupLayout
 from reward_server.errors import (
     CredentialsError,
     DeadlineError,
@@ -57,7 +57,7 @@ class Outcome:
     """What became of every group of the global batch. `scorers` are the names in use, S."""
 
     answers: Mapping[int, Answer]
-    layout: Layout
+    layout: GroupLayout
     scorers: Sequence[str]
     latency_s: float
     exposed_wait_s: float

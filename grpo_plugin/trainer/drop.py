@@ -1,4 +1,4 @@
-"""`SurvivorsTrainer`: an optimizer step from which completions may leave, as if they had never been sampled.
+"""`DropFailedTrainer`: an optimizer step from which completions may leave, as if they had never been sampled.
 
 Short overrides around `super()` that do to TRL's batches and gradients what `survivors` says; who leaves is decided by
 whoever sets `_dropped_R`. Knows nothing of the service.
@@ -15,12 +15,12 @@ from accelerate.logging import get_logger
 
 from grpo_plugin.rewards.failures import SkipEmptySteps
 from grpo_plugin.rewards.survivors import ROW_MEAN_LOSSES, ROWS, SURVIVORS, mask_out, tokens_N, weigh
-from grpo_plugin.trainer.kl import AnchoredTrainer
+from grpo_plugin.trainer.kl import KLAnchorTrainer
 
 logger = get_logger(__name__)
 
 
-class SurvivorsTrainer(AnchoredTrainer):
+class DropFailedTrainer(KLAnchorTrainer):
     """TRL's trainer in which the rows `_dropped_R` of a generation do not count."""
 
     _dropped_R: torch.Tensor | None = None

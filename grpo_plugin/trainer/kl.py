@@ -1,4 +1,4 @@
-"""`AnchoredTrainer`: what the KL term pulls towards, the reference model or the policy that sampled.
+"""`KLAnchorTrainer`: what the KL term pulls towards, the reference model or the policy that sampled.
 
 Short overrides around `super()`; with `kl_anchor="reference"` they hand straight on.
 """
@@ -15,7 +15,7 @@ from grpo_plugin.config import setting
 from grpo_plugin.trainer.token_batches import TokenBatchTrainer
 
 
-class AnchoredTrainer(TokenBatchTrainer):
+class KLAnchorTrainer(TokenBatchTrainer):
     """TRL's trainer whose KL term may be anchored to the old policy: no reference model is loaded then."""
 
     _kl_beta = 0.0

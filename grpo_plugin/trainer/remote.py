@@ -36,11 +36,11 @@ from grpo_plugin.rewards.checks import NOT_COLUMNS, check_data, check_functions
 from grpo_plugin.rewards.collect import Pending, exchange, submit
 from grpo_plugin.rewards.connection import Connection, connect, together
 from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFailures
-from grpo_plugin.rewards.groups import Layout, Row, make_group, whole_groups
+from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_groups
 from grpo_plugin.rewards.outcome import Outcome
 from grpo_plugin.rewards.policies import Raise, policy_of
 from grpo_plugin.rewards.survivors import leave_out, zero_std_share
-from grpo_plugin.trainer.score_ahead import AheadTrainer
+from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.observability import tracing
 from reward_server.types import Group, Status
@@ -48,7 +48,7 @@ from reward_server.types import Group, Status
 logger = get_logger(__name__)
 
 
-class RemoteGRPOTrainer(AheadTrainer):
+class RemoteGRPOTrainer(ScoreAheadTrainer):
     """A drop-in `trl.GRPOTrainer` whose rewards may come from a reward service.
 
     Takes all that TRL's trainer takes. `args` is a RemoteGRPOConfig, or a plain GRPOConfig (then every feature of ours
@@ -177,12 +177,12 @@ class RemoteGRPOTrainer(AheadTrainer):
         with tracing.span("grpo.batch", {"step": self.state.global_step, "mode": self._mode}):
             return super()._generate_and_score_completions(inputs)
 
-    def _send(self, prompts: list[Any], generated: Any) -> tuple[Pending, Layout] | None:
+    def _send(self, prompts: list[Any], generated: Any) -> tuple[Pending, GroupLayout] | None:
         if self._connection is None:
             return None
         _, ids, _, completions, _, extra, _, _ = generated
         group_size = self.num_generations if self._mode == "train" else self.num_generations_eval
-        layout = Layout(len(prompts), group_size, self.accelerator.process_index, self.accelerator.num_processes)
+        layout = GroupLayout(len(prompts), group_size, self.accelerator.process_index, self.accelerator.num_processes)
         columns_N = [self._row_columns(row, index, extra) for index, row in enumerate(self._inputs)]
         rows_N = [Row(*row) for row in zip(prompts, completions, ids, columns_N, strict=True)]
         groups = {
@@ -234,7 +234,7 @@ class RemoteGRPOTrainer(AheadTrainer):
             self._metrics[self._mode]["reward/dropped"].append(int(self._dropped_R.sum()))
         return rewards_RS
 
-    def _collect(self, pending: Pending, layout: Layout) -> Outcome:
+    def _collect(self, pending: Pending, layout: GroupLayout) -> Outcome:
         assert self._connection is not None
         names = [scorer.name for scorer in self._connection.scorers]
         outcome = exchange(pending, layout, names, gather_object)

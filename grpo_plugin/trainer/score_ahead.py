@@ -1,4 +1,4 @@
-"""`AheadTrainer`: when a batch is generated, sent to be scored, and trained on; with `score_ahead`, one batch early.
+"""`ScoreAheadTrainer`: when a batch is generated, scored and trained on; with `score_ahead`, one batch early.
 
     generate 0, send | generate 1, send | take scores 0, train on 0 | generate 2, send | take scores 1, train on 1 | …
 
@@ -24,8 +24,8 @@ import trl
 
 from grpo_plugin.config import setting
 from grpo_plugin.rewards.collect import Pending
-from grpo_plugin.rewards.groups import Layout
-from grpo_plugin.trainer.drop import SurvivorsTrainer
+from grpo_plugin.rewards.groups import GroupLayout
+from grpo_plugin.trainer.drop import DropFailedTrainer
 
 
 class ScoresNotDueError(Exception):
@@ -39,7 +39,7 @@ class Generation:
     inputs: list[dict[str, Any]]
     generated: Any = None
     log_probs: list[Any] = field(default_factory=list)  # the old policy's, then the reference's, as TRL asks for them
-    pending: tuple[Pending, Layout] | None = None
+    pending: tuple[Pending, GroupLayout] | None = None
 
 
 class Batch(list[dict[str, Any]]):
@@ -71,11 +71,11 @@ class Lookahead(Iterator[Batch]):
         return Batch(self._read.popleft(), upcoming)
 
 
-class AheadTrainer(SurvivorsTrainer):
+class ScoreAheadTrainer(DropFailedTrainer):
     """TRL's trainer, which sends what it generated at once, and may generate a batch ahead."""
 
     num_iterations: int
-    _pending: tuple[Pending, Layout] | None = None  # of the batch that is being generated or ended
+    _pending: tuple[Pending, GroupLayout] | None = None  # of the batch that is being generated or ended
     _inputs: list[dict[str, Any]] = []  # noqa: RUF012 - its rows; never changed in place
     _begun: Generation | None = None
     _recorded: Generation | None = None
@@ -83,7 +83,7 @@ class AheadTrainer(SurvivorsTrainer):
     _log_probs_left: Iterator[Any]
     _lookahead: Lookahead | None = None
 
-    def _send(self, prompts: list[Any], generated: Any) -> tuple[Pending, Layout] | None:
+    def _send(self, prompts: list[Any], generated: Any) -> tuple[Pending, GroupLayout] | None:
         """Sends what `_generate` returned to be scored."""
         raise NotImplementedError
 

@@ -25,15 +25,15 @@ from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 
 from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
-from grpo_plugin.batching.forward import find_form, packed_forward
+from grpo_plugin.batching.forward import find_layout, packed_forward
 from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
-from grpo_plugin.batching.plan import Form, Packed, make_plan
+from grpo_plugin.batching.plan import Layout, PackedLayout, make_plan
 from grpo_plugin.batching.rows import (
-    CENSUS,
-    Census,
+    MICRO_BATCH_STATS,
+    MicroBatchStats,
     Ranks,
+    StepRows,
     Table,
-    Window,
     exchange,
     executors,
     filler,
@@ -60,7 +60,7 @@ class TokenBatchTrainer(GRPOTrainer):
     _schedule: tuple[list[Batch], ...] = ()
     _due: list[Batch] | None = None
     _calls_in_step = 0
-    _form_found: tuple[Form | None] | None = None
+    _layout_found: tuple[Layout | None] | None = None
     _step_metrics: StepMetrics | None = None
     _kl_beta = 0.0
 
@@ -130,7 +130,7 @@ class TokenBatchTrainer(GRPOTrainer):
     # ---------------------------------------------------------------------------------------------------- micro-batches
 
     def _next_due(self) -> list[Batch]:
-        """The micro-batches of this call; makes those of the whole window in its first."""
+        """The micro-batches of this call; makes those of the whole optimizer step in its first."""
         if not self._schedule:
             # TRL 1.16, line 1541: an item of `_buffered_inputs` a call, `steps_per_generation` of them a generation.
             place = self._step % self.args.steps_per_generation
@@ -145,39 +145,39 @@ class TokenBatchTrainer(GRPOTrainer):
         return due
 
     def _micro_batches(self, batches: list[Batch]) -> list[Batch]:
-        """What the window runs: TRL's batches as they are, trimmed, or regrouped."""
-        form = self._form
-        if form is None:
+        """What the optimizer step runs: TRL's batches as they are, trimmed, or regrouped."""
+        layout = self._layout
+        if layout is None:
             return batches
         reason = reason_to_keep_micro_batches(self)
         if reason:
             logger.warning_once(f"micro-batches stay TRL's and are only trimmed, since {reason}")
             return [trimmed(batch, self.pad_to_multiple_of) for batch in batches]
-        window = Window.of(batches, self._ranks)
-        if window is None:
+        step_rows = StepRows.of(batches, self._ranks)
+        if step_rows is None:
             logger.warning_once("a batch with images, an empty prompt or an advantage a token goes TRL's way")
             return batches
         reason = reason_to_keep_rows(self, batches[0], bool(self._kl_beta))
         if reason:
             logger.warning_once(f"rows without advantage are trained all the same, since {reason}")
-        members = window.table.members(prune=reason is None)
-        budget = self._budget(self.args.per_device_train_batch_size, window.table)
-        plan = make_plan(window.table.rows, members, self._ranks.count, budget, form)
-        self._record_plan(window, plan, len(members), form)
-        return window.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
+        members = step_rows.table.members(prune=reason is None)
+        budget = self._budget(self.args.per_device_train_batch_size, step_rows.table)
+        plan = make_plan(step_rows.table.rows, members, self._ranks.count, budget, layout)
+        self._record_plan(step_rows, plan, len(members), layout)
+        return step_rows.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
 
     def _budget(self, rows: int, table: Table) -> int:
         return setting(self.args, "max_tokens_per_micro_batch") or rows * table.width
 
-    def _record_plan(self, window: Window, plan: Any, members: int, form: Form) -> None:
-        rows = window.table.rows
+    def _record_plan(self, step_rows: StepRows, plan: Any, members: int, layout: Layout) -> None:
+        rows = step_rows.table.rows
         metrics = self._metrics["train"]
         metrics["batches/micro_batches"].append(len(plan[0]))
         metrics["batches/rows"].append(members)
         metrics["batches/rows_without_signal"].append(len(rows.rank_R) - members)
-        tokens = [form.tokens(rows, batch) for own in plan for batch in own]
+        tokens = [layout.tokens(rows, batch) for own in plan for batch in own]
         metrics["batches/tokens"].append(sum(tokens))
-        metrics["batches/tokens_trl"].append(window.table.width * len(rows.rank_R))
+        metrics["batches/tokens_trl"].append(step_rows.table.width * len(rows.rank_R))
 
     @property
     def _ranks(self) -> Ranks:
@@ -187,10 +187,10 @@ class TokenBatchTrainer(GRPOTrainer):
     # ------------------------------------------------------------------------------------------------------------- loss
 
     def _compute_loss(self, model: Any, inputs: Batch) -> torch.Tensor:
-        weight, census = inputs.get(ROW_WEIGHT, 1.0), inputs.get(CENSUS)
+        weight, stats = inputs.get(ROW_WEIGHT, 1.0), inputs.get(MICRO_BATCH_STATS)
         if weight != 1.0 and self.loss_type in ROW_MEAN_LOSSES:
             inputs = {**inputs, "advantages": inputs["advantages"] * weight}
-        with self._weighed_kl(weight), self._uneven(census):
+        with self._weighed_kl(weight), self._uneven(stats):
             return super()._compute_loss(model, inputs)
 
     @contextlib.contextmanager
@@ -205,17 +205,17 @@ class TokenBatchTrainer(GRPOTrainer):
             self.beta = beta
 
     @contextlib.contextmanager
-    def _uneven(self, census: Census | None) -> Iterator[None]:
+    def _uneven(self, stats: MicroBatchStats | None) -> Iterator[None]:
         """Inside, micro-batches may differ in size, over ranks and from one another, and metrics stay means."""
-        if census is None:
+        if stats is None:
             yield
             return
         if self._step_metrics is None:
             self._step_metrics = StepMetrics()
         accelerator, sequences = self.accelerator, self.importance_sampling_level == "sequence"
-        self.accelerator = UnevenRows(accelerator, census.most_rows) if accelerator.num_processes > 1 else accelerator
+        self.accelerator = UnevenRows(accelerator, stats.most_rows) if accelerator.num_processes > 1 else accelerator
         try:
-            with self._step_metrics.collected(self._metrics["train"], census, sequences):
+            with self._step_metrics.collected(self._metrics["train"], stats, sequences):
                 yield
         finally:
             self.accelerator = accelerator
@@ -223,11 +223,11 @@ class TokenBatchTrainer(GRPOTrainer):
     # --------------------------------------------------------------------------------------------------------- forwards
 
     @property
-    def _form(self) -> Form | None:
+    def _layout(self) -> Layout | None:
         """How rows go through the model; found out on first use, by all ranks at once."""
-        if self._form_found is None:
+        if self._layout_found is None:
             weights = next(self.model.parameters())
-            form = find_form(
+            layout = find_layout(
                 self.model,
                 self.model.config.get_text_config(),
                 self._trls_log_probs,
@@ -237,8 +237,8 @@ class TokenBatchTrainer(GRPOTrainer):
                 packs=setting(self.args, "padding_free"),
                 shares=setting(self.args, "shared_prefix"),
             )
-            self._form_found = (form,)
-        return self._form_found[0]
+            self._layout_found = (layout,)
+        return self._layout_found[0]
 
     def _trls_log_probs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> torch.Tensor:
         log_probs: torch.Tensor
@@ -258,12 +258,12 @@ class TokenBatchTrainer(GRPOTrainer):
     ) -> Any:
         # TRL 1.16, line 1419. Called without gradient for the old and reference log-probabilities of a generation, in
         # chunks of `batch_size`, and with gradient for one micro-batch.
-        form = self._form if setting(self.args, "token_batches") and self.model.training else None
+        layout = self._layout if setting(self.args, "token_batches") and self.model.training else None
         known = not compute_aux_loss and all(value is None for value in multimodal.values())
-        if form is not None and not torch.is_grad_enabled() and not compute_entropy and self._ranks.all(known):
+        if layout is not None and not torch.is_grad_enabled() and not compute_entropy and self._ranks.all(known):
             return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
-        if isinstance(form, Packed) and torch.is_grad_enabled() and known:
-            found = packed_forward(model, input_ids, attention_mask, logits_to_keep, form, self.accelerator.autocast)
+        if isinstance(layout, PackedLayout) and torch.is_grad_enabled() and known:
+            found = packed_forward(model, input_ids, attention_mask, logits_to_keep, layout, self.accelerator.autocast)
             return *found, None
         return super()._get_per_token_logps_and_entropies(
             model,
@@ -287,13 +287,13 @@ class TokenBatchTrainer(GRPOTrainer):
             "completion_ids": input_ids[:, prompts:],
             "completion_mask": attention_mask[:, prompts:],
         }
-        ranks, table, form = self._ranks, Table.of(fields, self._ranks), self._form
-        assert form is not None
+        ranks, table, layout = self._ranks, Table.of(fields, self._ranks), self._layout
+        assert layout is not None
         if (table.rows.prompt_tokens_R == 0).any():
             whole = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, width, batch_size)
             return whole[0]
         budget = self._budget(batch_size or len(input_ids), table)
-        plan = make_plan(table.rows, table.members(prune=False), ranks.count, budget, form)
+        plan = make_plan(table.rows, table.members(prune=False), ranks.count, budget, layout)
         held, rows = move(fields, table, plan, ranks)
         place = {row: index for index, row in enumerate(held)}
         parts = [select(rows, [place[row] for row in batch]) if batch else filler(fields) for batch in plan[ranks.rank]]
@@ -313,8 +313,8 @@ class TokenBatchTrainer(GRPOTrainer):
             ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
             mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
             own = part["completion_ids"].shape[1]
-            if isinstance(self._form, Packed):
-                values, _ = packed_forward(model, ids, mask, own, self._form, self.accelerator.autocast)
+            if isinstance(self._layout, PackedLayout):
+                values, _ = packed_forward(model, ids, mask, own, self._layout, self.accelerator.autocast)
             else:
                 values = super()._get_per_token_logps_and_entropies(model, ids, mask, own)[0]
             found.append(fit_completions(values, width))

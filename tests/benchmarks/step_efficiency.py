@@ -205,7 +205,7 @@ def measure(name: str, who: str, model: str, device: str, gradients: str) -> dic
         rollout_func=rollout_of(case),
     )
     if who != "stock":
-        _ = trainer._form  # the trial of forms, once a run, is not a step's
+        _ = trainer._layout  # the trial of layouts, once a run, is not a step's
     meter = Meter(trainer)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     trainer.train()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from grpo_plugin.batching.plan import (
-    Form,
-    Packed,
-    Padded,
+    Layout,
+    PackedLayout,
+    PaddedLayout,
     Plan,
     Rows,
     attention_cost,
@@ -20,8 +20,18 @@ from grpo_plugin.batching.plan import (
     worth_sharing,
 )
 
-PADDED, PACKED, SHARED = Padded(attention=0.0), Packed(attention=0.0, shares=False), Packed(attention=0.0, shares=True)
-FORMS = [PADDED, PACKED, SHARED, Packed(attention=1e-3, shares=True), Padded(attention=1e-3, overhead_tokens=16)]
+PADDED, PACKED, SHARED = (
+    PaddedLayout(attention=0.0),
+    PackedLayout(attention=0.0, shares=False),
+    PackedLayout(attention=0.0, shares=True),
+)
+FORMS = [
+    PADDED,
+    PACKED,
+    SHARED,
+    PackedLayout(attention=1e-3, shares=True),
+    PaddedLayout(attention=1e-3, overhead_tokens=16),
+]
 
 
 def rows(*lengths: tuple[int, int, int], ranks: int = 1) -> Rows:
@@ -51,23 +61,23 @@ def all_rows(plan: Plan) -> list[int]:
     return sorted(row for own in plan for batch in own for row in batch)
 
 
-def makespan(found: Rows, plan: Plan, form: Form) -> float:
-    return max(sum(form.cost(found, batch) for batch in own if batch) for own in plan)
+def makespan(found: Rows, plan: Plan, layout: Layout) -> float:
+    return max(sum(layout.cost(found, batch) for batch in own if batch) for own in plan)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("layout", FORMS, ids=str)
 @pytest.mark.parametrize(("seed", "ranks"), list(itertools.product(range(4), (1, 2, 3, 8))))
 def test_every_row_is_computed_once_under_the_budget_in_as_many_micro_batches_on_each_rank(
-    form: Form, seed: int, ranks: int
+    layout: Layout, seed: int, ranks: int
 ) -> None:
     found = drawn(seed, ranks)
     members = [row for row in range(len(found.rank_R)) if row % 3]
     for budget in (50, 400, 3000):
-        plan = make_plan(found, members, ranks, budget, form)
+        plan = make_plan(found, members, ranks, budget, layout)
         assert all_rows(plan) == members
         assert len({len(own) for own in plan}) == 1
         for batch in itertools.chain(*plan):
-            assert len(batch) <= 1 or form.tokens(found, batch) <= budget
+            assert len(batch) <= 1 or layout.tokens(found, batch) <= budget
 
 
 def test_a_plan_without_rows_is_one_empty_micro_batch_on_each_rank() -> None:
@@ -76,13 +86,13 @@ def test_a_plan_without_rows_is_one_empty_micro_batch_on_each_rank() -> None:
 
 def test_padded_rows_are_cut_where_they_cost_least() -> None:
     # 10 10 | 1 1 1 1 costs 24 tokens and 2 × 1; as one rectangle they would cost 60 + 1.
-    plan = make_plan(plain(1, 10, 1, 1, 10, 1), range(6), 1, 100, Padded(attention=0.0, overhead_tokens=1))
+    plan = make_plan(plain(1, 10, 1, 1, 10, 1), range(6), 1, 100, PaddedLayout(attention=0.0, overhead_tokens=1))
     assert plan == (((1, 4), (0, 2, 3, 5)),)
 
 
 def test_what_a_micro_batch_costs_by_itself_keeps_rectangles_together() -> None:
     # Cut at 10 | 9 they cost 19 + 2 × 5, together 20 + 5.
-    plan = make_plan(plain(10, 9), range(2), 1, 100, Padded(attention=0.0, overhead_tokens=5))
+    plan = make_plan(plain(10, 9), range(2), 1, 100, PaddedLayout(attention=0.0, overhead_tokens=5))
     assert plan == (((0, 1),),)
 
 

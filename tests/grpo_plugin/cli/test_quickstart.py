@@ -53,7 +53,7 @@ def test_the_rewards_load_without_torch_in_the_services_workers() -> None:
 
 @pytest.mark.parametrize("kind", ["train", "reward"])
 def test_the_configs_of_the_repository_are_those_of_the_package(kind: str) -> None:
-    shipped = ROOT / "grpo_plugin" / "quickstart" / f"{kind}.yaml"
+    shipped = ROOT / "grpo_plugin" / "cli" / "quickstart" / f"{kind}.yaml"
     assert (ROOT / "configs" / kind / "quickstart.yaml").read_text() == shipped.read_text()
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 import pytest
 
 from grpo_plugin.rewards.collect import Pending, exchange
-from grpo_plugin.rewards.groups import Layout
+from grpo_plugin.rewards.groups import GroupLayout
 from grpo_plugin.rewards.outcome import CallFailure, Outcome
 from reward_server.errors import UnavailableError
 from reward_server.types import GroupScores, Score, ScorerScores, Status
@@ -34,7 +34,7 @@ def pending(futures: dict[int, Future[GroupScores]], timeout_s: float = 10.0) ->
 
 
 def outcome(answers: dict[int, GroupScores | CallFailure], rank: int = 0, ranks: int = 1) -> Outcome:
-    layout = Layout(2 * len(answers) // ranks, 2, rank, ranks)
+    layout = GroupLayout(2 * len(answers) // ranks, 2, rank, ranks)
     return Outcome(answers, layout, ["s0", "s1"], latency_s=0.0, exposed_wait_s=0.0)
 
 
@@ -44,7 +44,7 @@ def test_every_rank_holds_every_answer_in_the_order_of_the_batch() -> None:
         pending({0: done(make_scores([1.0, None], group_id="0"))}),
     ]
     parts = [(p.answers(), 1.0 + n, 0.5) for n, p in enumerate(ranks)]
-    results = [exchange(p, Layout(2, 2, rank, 2), ["s0"], lambda _: parts) for rank, p in enumerate(ranks)]
+    results = [exchange(p, GroupLayout(2, 2, rank, 2), ["s0"], lambda _: parts) for rank, p in enumerate(ranks)]
     for result in results:
         values = result.values_RS()
         assert values[0] == [1.0]
@@ -55,7 +55,7 @@ def test_every_rank_holds_every_answer_in_the_order_of_the_batch() -> None:
 
 def test_scorers_come_in_the_order_asked_for() -> None:
     answers = {0: make_scores([1.0, 2.0], [10.0, 20.0])}
-    result = Outcome(answers, Layout(2, 2, 0, 1), ["s1", "s0"], latency_s=0.0, exposed_wait_s=0.0)
+    result = Outcome(answers, GroupLayout(2, 2, 0, 1), ["s1", "s0"], latency_s=0.0, exposed_wait_s=0.0)
     assert result.values_RS() == [[10.0, 1.0], [20.0, 2.0]]
 
 

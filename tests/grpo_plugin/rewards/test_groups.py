@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from grpo_plugin.rewards.groups import Layout, Row, make_group, whole_groups, with_data_urls
+from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_groups, with_data_urls
 
 
 def row(number: int) -> Row:
@@ -28,7 +28,7 @@ def run_ranks(rows: int, group_size: int, ranks: int) -> list[dict[int, list[str
             return [item for part in shared for item in part]
 
         rows_N = [row(rank * rows + index) for index in range(rows)]
-        groups = whole_groups(rows_N, Layout(rows, group_size, rank, ranks), gather)
+        groups = whole_groups(rows_N, GroupLayout(rows, group_size, rank, ranks), gather)
         results[rank] = {number: [str(r.content) for r in group] for number, group in groups.items()}
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
@@ -62,12 +62,12 @@ def test_no_rank_talks_where_no_group_straddles() -> None:
     def gather(_: list[Any]) -> list[Any]:
         raise AssertionError("nothing to gather")
 
-    whole_groups([row(index) for index in range(8)], Layout(8, 4, 1, 2), gather)
+    whole_groups([row(index) for index in range(8)], GroupLayout(8, 4, 1, 2), gather)
 
 
 def test_a_batch_that_does_not_hold_whole_groups_is_refused_with_the_numbers() -> None:
     with pytest.raises(ValueError, match=r"10 rows \(5 on each of 2 ranks\).*groups of 4"):
-        Layout(5, 4, 0, 2)
+        GroupLayout(5, 4, 0, 2)
 
 
 def test_an_image_travels_as_a_png_data_url_and_text_is_left_alone() -> None:

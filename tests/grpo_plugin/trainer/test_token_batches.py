@@ -16,7 +16,7 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
-from grpo_plugin.batching.plan import Packed, Padded
+from grpo_plugin.batching.plan import PackedLayout, PaddedLayout
 from grpo_plugin.batching.rows import COMPLETION_FIELDS, PROMPT_FIELDS
 from tests.end_to_end.ranks import skewed_rollout
 from tests.support import scoring
@@ -122,7 +122,7 @@ def test_trl_still_asks_for_log_probs_by_these_names() -> None:
 
 def test_rows_without_signal_are_left_out_and_half_the_forwards_with_them(tiny_model: str, tmp_path: Path) -> None:
     ours, theirs = both(tmp_path, tiny_model)
-    assert isinstance(ours._form, Packed)
+    assert isinstance(ours._layout, PackedLayout)
     assert largest_difference(ours, theirs) < 1e-6
     assert theirs.counting.forwards == 3 * 4
     assert ours.counting.forwards <= theirs.counting.forwards / 2
@@ -183,23 +183,23 @@ def test_settings_that_touch_the_step_leave_the_weights_stock_trls(
 
 
 KINDS = {
-    "mistral": ({"kind": "mistral", "sliding_window": 9}, Packed),
-    "grouped queries": ({"num_attention_heads": 4}, Packed),
-    "experts": ({"kind": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}, Packed),
+    "mistral": ({"kind": "mistral", "sliding_window": 9}, PackedLayout),
+    "grouped queries": ({"num_attention_heads": 4}, PackedLayout),
+    "experts": ({"kind": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}, PackedLayout),
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_models_of_other_kinds_are_packed_and_learn_the_same(tmp_path: Path, name: str) -> None:
-    options, form = KINDS[name]
+    options, layout = KINDS[name]
     ours, theirs = both(tmp_path, str(save_tiny_model(tmp_path / "model", **options)))
-    assert isinstance(ours._form, form)
+    assert isinstance(ours._layout, layout)
     assert largest_difference(ours, theirs) < 1e-5
 
 
 def test_adapters_are_trained_alike(tiny_model: str, tmp_path: Path) -> None:
     ours, theirs = both(tmp_path, tiny_model, peft_config=LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.0))
-    assert isinstance(ours._form, Packed)
+    assert isinstance(ours._layout, PackedLayout)
     assert largest_difference(ours, theirs) < 1e-6
 
 
@@ -209,7 +209,7 @@ def test_attention_that_takes_no_packed_rows_is_named_once_and_rows_are_sorted_a
     with caplog.at_level(logging.WARNING):
         eager = {"model_init_kwargs": {"attn_implementation": "eager"}}
         ours, theirs = both(tmp_path, tiny_model, **eager)
-    assert isinstance(ours._form, Padded)
+    assert isinstance(ours._layout, PaddedLayout)
     assert caplog.text.count("attention 'eager' takes no packed rows") == 1
     assert largest_difference(ours, theirs) < 1e-6
     assert ours.counting.tokens < theirs.counting.tokens / 2
@@ -220,7 +220,7 @@ def test_a_model_whose_numbers_depend_on_padding_goes_trls_way_to_the_bit(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         ours, theirs = both(tmp_path, str(save_tiny_model(tmp_path / "model", kind="gpt2")))
-    assert ours._form is None
+    assert ours._layout is None
     assert "log-probabilities depend on padding" in caplog.text
     assert largest_difference(ours, theirs) == 0.0
 
