@@ -14,7 +14,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ def page() -> str:
 def _trainer() -> Iterator[str]:
     yield "## Trainer: RemoteGRPOConfig\n"
     yield (
-        "All fields of `trl.GRPOConfig`, and these. Each is a keyword of `RemoteGRPOConfig`, a key of a training YAML and "
-        "an option of `grpo train` (`--reward_endpoint`).\n"
+        "All fields of `trl.GRPOConfig`, and these. Each is a keyword of `RemoteGRPOConfig`, a key of a training YAML "
+        "and an option of `grpo train` (`--reward_endpoint`).\n"
     )
     inherited = {field.name for field in dataclasses.fields(GRPOConfig)}
     hints = typing.get_type_hints(RemoteGRPOConfig)
@@ -150,27 +150,34 @@ def _shown(value: Any) -> str:
     return "`''`" if not text else f"`{text}`" if "\n" not in text else "a text; see the source"
 
 
+_NAMES = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path", "Any": "any"}
+
+
 def _type(annotation: Any) -> str:
     """A type as a writer of YAML thinks of it."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return _type(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type(each) for each in arguments if each is not type(None)))
+        return _any_of(_type(each) for each in arguments if each is not type(None))
     if origin is typing.Literal:
-        return " or ".join(f"`{each}`" for each in arguments)
-    if origin in (tuple, list, set, frozenset) or annotation in (tuple, list):
-        items = dict.fromkeys(_type(each) for each in arguments if each is not Ellipsis)
-        return f"list of {' or '.join(items)}" if items else "list"
-    if (origin is not None and "Mapping" in str(origin)) or origin is dict or annotation is dict:
-        return "mapping"
+        return _any_of(f"`{each}`" for each in arguments)
+    if origin is not None:
+        return "mapping" if issubclass(origin, Mapping) else f"list of {_any_of(map(_type, arguments))}"
+    return _plain(annotation)
+
+
+def _plain(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return " or ".join(f"`{member.value}`" for member in annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _any_of(f"`{member.value}`" for member in annotation)
+    if isinstance(annotation, type) and issubclass(annotation, (BaseModel, Mapping)):
         return "mapping"
-    names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path", "Any": "any"}
     name = getattr(annotation, "__name__", str(annotation))
-    return names.get(name, name)
+    return _NAMES.get(name, "list" if name in ("list", "tuple") else name)
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return " or ".join(dict.fromkeys(name for name in names if name != "ellipsis"))
 
 
 def _summary(model: type[BaseModel]) -> str:

@@ -3,8 +3,8 @@
 A comment before a block says what it is: `<!-- file: NAME -->`, the reader saves it under this name;
 `<!-- not run here: REASON -->`, it needs what this machine lacks.
 
-Knows nothing of what the pages are about. Hub names in the pages are folders of the working folder, which libraries look
-at first, so code runs as it stands but for what ON_THIS_MACHINE says.
+Knows nothing of what the pages are about. Hub names in the pages are folders of the working folder, which libraries
+look at first, so code runs as it stands but for what ON_THIS_MACHINE says.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ from pathlib import Path
 
 DEFAULT_PORT = "50051"
 ON_THIS_MACHINE = {"num_generations=8)": "num_generations=8, use_cpu=True, max_completion_length=16)"}  # without a GPU
+
+
+def _free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
 _BLOCK = re.compile(
     r"(?:<!-- (?P<mark>file|not run here): (?P<value>.+?) -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -58,7 +66,7 @@ class Reader:
     """
 
     folder: Path
-    port: str = field(default_factory=lambda: _free_port())
+    port: str = field(default_factory=_free_port)
     _servers: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def save(self, block: Block) -> None:
@@ -108,9 +116,3 @@ class Reader:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-
-
-def _free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
