@@ -177,7 +177,7 @@ def _plain(annotation: Any) -> str:
 
 
 def _any_of(names: Iterable[str]) -> str:
-    return " or ".join(dict.fromkeys(name for name in names if name != "ellipsis"))
+    return " or ".join(dict.fromkeys(name for name in names if name != str(Ellipsis)))
 
 
 def _summary(model: type[BaseModel]) -> str:
