@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -24,8 +23,8 @@ import grpc.aio
 
 from reward_server import errors
 from reward_server.client.attempts import Attempts
-from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint, names_of
-from reward_server.client.credentials import ClientTLS, aio_channel, channel, handshake_failure
+from reward_server.client.base import BaseClient, span_attributes
+from reward_server.client.credentials import aio_channel, channel, handshake_failure
 from reward_server.client.retries import HEDGE_CALLS, Counts, HedgeAfter, Retries, is_retryable
 from reward_server.client.timers import Timers
 from reward_server.observability import tracing
@@ -41,20 +40,9 @@ class RewardClient(BaseClient):
     child opens its own.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        timeout_s: float = 60.0,
-        hedge_after_s: HedgeAfter = None,
-        token: str | None = None,
-        token_file: str | Path | None = None,
-        tls: ClientTLS | None = None,
-    ):
-        super().__init__(
-            endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s, token=token, token_file=token_file, tls=tls
-        )
-        self._sessions: dict[int, _Session] = {}  # by process; a child leaves its parent's alone
+    def _set_up(self) -> None:
+        # By process ID: a forked child leaves its parent's connection alone.
+        self._sessions: dict[int, _Session] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +95,7 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
-        span, trace = tracing.begun("reward.score", names_of(group))
+        span, trace = tracing.begun("reward.score", span_attributes(group))
         attempts = Attempts(
             lambda remaining_s: session.stub.ScoreGroup.future(
                 request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata() + trace
@@ -150,7 +138,7 @@ class RewardClient(BaseClient):
         pid = os.getpid()
         if pid not in self._sessions:
             self._sessions.setdefault(
-                pid, _Session(channel(self._target, CHANNEL_OPTIONS, self._tls), self._hedge_after_s)
+                pid, _Session(channel(self._target, self._options, self._tls), self._hedge_after_s)
             )  # two threads: the first's
         return self._sessions[pid]
 
@@ -179,21 +167,9 @@ class AsyncRewardClient(BaseClient):
     start processes by spawn.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        timeout_s: float = 60.0,
-        hedge_after_s: HedgeAfter = None,
-        token: str | None = None,
-        token_file: str | Path | None = None,
-        tls: ClientTLS | None = None,
-    ):
-        super().__init__(
-            endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s, token=token, token_file=token_file, tls=tls
-        )
+    def _set_up(self) -> None:
         self._channel: grpc.aio.Channel | None = None
-        self._retries = Retries(hedge_after_s)
+        self._retries = Retries(self._hedge_after_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -218,7 +194,7 @@ class AsyncRewardClient(BaseClient):
 
     async def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
         """Scores a group, trying again until the deadline. Cancelling the task cancels the call on the server."""
-        with tracing.span("reward.score", names_of(group), kind="CLIENT"):
+        with tracing.span("reward.score", span_attributes(group), kind="CLIENT"):
             return await self._score(group, self.timeout_s if timeout_s is None else timeout_s)
 
     async def _score(self, group: Group, timeout_s: float) -> GroupScores:
@@ -276,5 +252,5 @@ class AsyncRewardClient(BaseClient):
 
     def _stub(self) -> pb_grpc.RewardServiceStub:
         if self._channel is None:
-            self._channel = aio_channel(self._target, CHANNEL_OPTIONS, self._tls)
+            self._channel = aio_channel(self._target, self._options, self._tls)
         return pb_grpc.RewardServiceStub(self._channel)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from reward_server import errors
-from reward_server.client.base import Endpoint
 from reward_server.client.clients import RewardClient
 from reward_server.client.credentials import ClientTLS
+from reward_server.client.targets import Endpoint
 from reward_server.types import Group, GroupScores, ScorerInfo
 
 RewardFunction = Callable[..., Awaitable[list[float | None]]]

@@ -74,6 +74,7 @@ class WorkerPool:
         worker = await self._take()
         began = time.perf_counter()
         asking = asyncio.create_task(worker.ask((name, group)))
+        asking.add_done_callback(_retrieve_exception)
         try:
             await asyncio.wait({asking}, timeout=timeout_s)
         except asyncio.CancelledError:
@@ -207,6 +208,12 @@ class WorkerPool:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a worker's keeper failed", exc_info=task.exception())
+
+
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Keeps asyncio from logging the end of a worker that nobody waits for any more, as when the server stops."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _Worker(Child):

@@ -17,7 +17,7 @@ import pytest
 
 from reward_server import wire
 from reward_server.client import AsyncRewardClient, RewardClient
-from reward_server.client.base import target_of
+from reward_server.client.targets import target_of
 from reward_server.errors import (
     CallError,
     ConfigError,
