@@ -27,9 +27,9 @@ ARROWS = {
     "observability": VALUES | {"addresses", "config", "execution"},
     "cache": VALUES | {"config", "execution", "scorers"},
     "client": VALUES | {"observability", "v1", "wire"},
-    "launch": VALUES | {"client", "processes"},
+    "launch": VALUES | {"processes"},
     "serving": VALUES
-    | {"addresses", "cache", "config", "execution", "launch", "observability", "processes", "scorers", "v1", "wire"},
+    | {"addresses", "cache", "config", "execution", "observability", "processes", "scorers", "v1", "wire"},
     "cli": VALUES | {"addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
 # Rooms that see less of a sibling than the whole of it.

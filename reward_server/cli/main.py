@@ -21,8 +21,9 @@ from reward_server.client import ClientTLS, RewardClient
 from reward_server.config import ServerConfig, config_from_text, load_config
 from reward_server.errors import RewardServerError
 from reward_server.observability import logs
-from reward_server.serving.fleet import Fleet
-from reward_server.serving.server import Life, RewardServer, run
+from reward_server.serving.lifecycle import ManagedServer, run
+from reward_server.serving.server import RewardServer
+from reward_server.serving.supervisor import Supervisor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,8 +145,8 @@ def _serve(args: argparse.Namespace) -> int:
         sample = shell.sample_of_file(args.sample) if args.sample else None
         reread = None if args.config == "-" else lambda: _with_arguments(read_config(args.config), args)
 
-        def make() -> Life:
-            return Fleet(config, sample, args.log_format) if config.processes > 1 else RewardServer(config, sample)
+        def make() -> ManagedServer:
+            return Supervisor(config, sample, args.log_format) if config.processes > 1 else RewardServer(config, sample)
 
         return run(make, lambda server: _announce(server, args.ready_fd), args.exit_with_parent, reread)
     except RewardServerError as error:
@@ -165,7 +166,7 @@ def _with_arguments(config: ServerConfig, args: argparse.Namespace) -> ServerCon
     return config.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
-def _announce(server: Life, ready_fd: int | None) -> None:
+def _announce(server: ManagedServer, ready_fd: int | None) -> None:
     if ready_fd is not None:
         ready = {"endpoints": server.endpoints, "config_digest": server.info.config_digest}
         _write_line(ready_fd, ready | ({"metrics": server.metrics_url} if server.metrics_url else {}))

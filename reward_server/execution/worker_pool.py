@@ -24,7 +24,7 @@ from reward_server.errors import ConfigError, ScorerLoadError
 from reward_server.execution.fair_queue import FairQueue, caller
 from reward_server.execution.results import Card, NoResultError, Timed, over_limit
 from reward_server.execution.worker_process import decode_answer, decode_card
-from reward_server.processes.child import Child, ChildEndedError
+from reward_server.processes.child import ChildEndedError, ChildProcess
 from reward_server.processes.lifetime import how_it_ended
 from reward_server.scorers.base import ScorerOptions
 from reward_server.types import Group, Status
@@ -216,7 +216,7 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-class _Worker(Child):
+class _Worker(ChildProcess):
     """One process of the pool."""
 
     was_killed = False

@@ -37,7 +37,7 @@ class ChildEndedError(ConnectionError):
     """The process closed its line, in death or otherwise."""
 
 
-class Child:
+class ChildProcess:
     """One process, in a session of its own: a terminal's Ctrl-C passes it by, and its children die with it."""
 
     def __init__(

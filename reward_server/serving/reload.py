@@ -123,14 +123,14 @@ async def loaded_and_tested(config: ServerConfig, sample: Group | None, example:
     return scorers
 
 
-def warn_of_what_waits(old: ServerConfig, new: ServerConfig) -> None:
+def warn_of_ignored_changes(old: ServerConfig, new: ServerConfig) -> None:
     """Logs the fields in which two configurations differ and that a reload does not take over."""
     fields = [name for name in ServerConfig.model_fields if name not in _RELOADED]
     if waiting := [name for name in fields if getattr(old, name) != getattr(new, name)]:
         log.warning("%s: what is new there takes effect when the server is started again", ", ".join(waiting))
 
 
-class Requests:
+class ReloadRequests:
     """Asks to reload, which signals may make at any time, answered one after another.
 
     However many come during one, one more follows it: what they were about is in the file by then.

@@ -83,7 +83,7 @@ def test_code_of_this_process_is_importable_there(tmp_path: Path, monkeypatch: p
         ({"scorers": []}, "scorers: a server needs at least one"),
         ({"scorers": [LENGTH], "wrokers": 1}, "wrokers = 1: unknown key, did you mean 'workers'?"),
         ("/no/such.yaml", "there is no configuration file /no/such.yaml"),
-        ({"scorers": [LENGTH], "listen": {1, 2}}, "must be what YAML could hold"),
+        ({"scorers": [LENGTH], "listen": {1, 2}}, "holds a value that YAML cannot hold"),
     ],
 )
 def test_a_bad_configuration_is_raised_with_the_childs_message(config: Any, message: str) -> None:
