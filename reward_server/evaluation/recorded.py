@@ -1,11 +1,12 @@
 """Records, read: the groups of record files and what they were scored.
 
-Owns the reading of JSONL record files, the turned-over ones included, and the way back from a record to a group. What a
-record holds is said where it is written (`observability.records`).
+Owns the reading of JSONL files, the turned-over ones included, and of folders of Parquet parts, and the way back from a
+record to a group. What a record holds is said where it is written (`observability.records`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,11 +41,18 @@ def read_records(paths: Sequence[Path]) -> Iterator[Record]:
     """
     seen: set[str] = set()
     for path in paths:
-        for file in files_of(path):
-            for record in _records_of(file):
-                if record.key not in seen:
-                    seen.add(record.key)
-                    yield record
+        for record in _records_at(path):
+            if record.key not in seen:
+                seen.add(record.key)
+                yield record
+
+
+def _records_at(path: Path) -> Iterator[Record]:
+    if path.is_dir() or path.suffix == ".parquet":
+        yield from parquet_records(path)
+        return
+    for file in files_of(path):
+        yield from _records_of(file)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -89,3 +97,46 @@ def _group(told: Mapping[str, Any]) -> Group:
         for each in told["completions"]
     )
     return Group(told["prompt"], completions, told["columns"], told["run_id"], told["step"], group_id=told["group_id"])
+
+
+# ------------------------------------------------------------------------------------------------------------- Parquet
+
+
+def parquet_records(path: Path) -> Iterator[Record]:
+    """The groups of a folder of parts, or of one part. Raises InvalidGroupError."""
+    try:
+        from pyarrow import ArrowException, parquet  # noqa: PLC0415 - the base install has none
+    except ModuleNotFoundError as error:
+        raise InvalidGroupError(f"reading {path} needs pyarrow: pip install 'grpo-plugin[records]'") from error
+    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not parts:
+        raise InvalidGroupError(f"there is no Parquet part in the folder {path}")
+    for part in parts:
+        try:
+            rows = parquet.read_table(part).to_pylist()
+            for _, group in itertools.groupby(rows, key=lambda row: (row["run_id"], row["step"], row["group_id"])):
+                yield _of_rows(list(group), str(part))
+        except (ArrowException, OSError, KeyError, ValueError) as error:
+            raise InvalidGroupError(f"{part} is not a part of a reward server's records: {error}") from error
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]], where: str) -> Record:
+    first = rows[0]
+    group = Group.of_rows(
+        [_content(row["prompt"], row["prompt_is_messages"]) for row in rows],
+        [_content(row["completion"], row["completion_is_messages"]) for row in rows],
+        None,
+        [json.loads(row["columns"]) for row in rows],
+        run_id=first["run_id"],
+        step=first["step"],
+        group_id=first["group_id"],
+    )
+    scores = {
+        scorer["name"]: [row["scorers"][index]["score"] for row in rows]
+        for index, scorer in enumerate(first["scorers"])
+    }
+    return Record(where, group, [row["reward"] for row in rows], scores, first["config_digest"])
+
+
+def _content(text: str, is_messages: bool) -> Any:
+    return json.loads(text) if is_messages else text
