@@ -214,12 +214,12 @@ class ServerConfig(BaseModel):
 
     _paths = field_validator("tokens_file")(_in_folder)
 
-    @field_validator("cache", mode="before")
+    @field_validator("cache", mode="before", json_schema_input_type=bool | CacheConfig | None)
     @classmethod
     def _on_or_off(cls, value: Any) -> Any:
         return ({} if value else None) if isinstance(value, bool) else value
 
-    @field_validator("listen", mode="before")
+    @field_validator("listen", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
