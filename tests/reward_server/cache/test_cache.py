@@ -31,8 +31,8 @@ from reward_server.scorers.base import Result, failed, to_scores
 from reward_server.scorers.registry import build, parse_options
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Completion, Group, Status
-from tests.conftest import function
 from tests.support.builders import make_group
+from tests.support.servers import function
 
 SUPPORT = Path(__file__).parents[2] / "support"
 CARD = Card("1", (), deterministic=True, group_aware=False)

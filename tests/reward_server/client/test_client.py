@@ -17,10 +17,8 @@ import pytest
 
 from reward_server import wire
 from reward_server.client import AsyncRewardClient, RewardClient
-from reward_server.client.targets import target_of
 from reward_server.errors import (
     CallError,
-    ConfigError,
     DeadlineError,
     GroupTooLargeError,
     InvalidGroupError,
@@ -30,8 +28,8 @@ from reward_server.errors import (
 from reward_server.types import GroupScores, Limits, Score, ScorerScores, ServerInfo, Status
 from reward_server.v1 import reward_pb2 as pb
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
-from tests.conftest import function
 from tests.support.builders import make_group
+from tests.support.servers import function
 
 Serve = Callable[..., Any]
 
@@ -66,29 +64,6 @@ def peer(answer: Any = None, wire_version: int = 1) -> Iterator[tuple[str, Peer]
 def scores_for(request: Any, count: int) -> Any:
     scorer = ScorerScores("s", "1", 1.0, tuple(Score(Status.OK, float(index)) for index in range(count)))
     return wire.encode_scores(GroupScores(request.group_id, (scorer,)))
-
-
-# ---------------------------------------------------------------------------------------------------------- endpoints
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "target"),
-    [
-        ("localhost:50051", "dns:///localhost:50051"),
-        ("[::1]:50051", "dns:///[::1]:50051"),
-        ("unix:/tmp/x.sock", "unix:/tmp/x.sock"),
-        (["rewards.example:1"], "dns:///rewards.example:1"),
-        (["127.0.0.1:1", "127.0.0.2:2"], "ipv4:127.0.0.1:1,127.0.0.2:2"),
-    ],
-)
-def test_an_endpoint_becomes_a_target(endpoint: Any, target: str) -> None:
-    assert target_of(endpoint) == target
-
-
-@pytest.mark.parametrize("endpoint", ["localhost", "http://localhost:1", "localhost:port", "localhost:99999", ":1", []])
-def test_what_is_no_endpoint_is_named(endpoint: Any) -> None:
-    with pytest.raises(ConfigError, match="endpoint"):
-        RewardClient(endpoint)
 
 
 # ------------------------------------------------------------------------------------------------------- real servers

@@ -18,9 +18,9 @@ from reward_server.client import RewardClient
 from reward_server.errors import ConfigError
 from reward_server.launch import SupervisedServer, launch_supervised
 from reward_server.processes.restarts import pause_s
-from tests.conftest import function
 from tests.support.builders import make_group
 from tests.support.processes import descendants, is_alive, wait_until
+from tests.support.servers import function
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from grpo_plugin import RemoteGRPOTrainer
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import InvalidGroupError
-from tests.conftest import function as server_function
 from tests.grpo_plugin.trainer.test_remote import remote
 from tests.reward_server.serving.test_service import LENGTH, function, served
 from tests.support.builders import make_dataset, make_group
+from tests.support.servers import function as server_function
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from reward_server.scorers.registry import build, parse_options
 from reward_server.scorers.statistics import Statistics, add_to_file, read_statistics
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Completion, Group, GroupScores, Score, Status
-from tests.conftest import function
 from tests.support.builders import make_group
+from tests.support.servers import function
 
 SUPPORT = Path(__file__).parents[2] / "support"
 FAILED = Score(Status.FAILED, message="no")
