@@ -5,7 +5,7 @@ handed an async function that scores. Keys, values and memory are `entries`', th
 
     cache = Cache(max_bytes, store)
     await cache.open()
-    cached = cache.of(scorer, card)
+    cached = cache.of(scorer, description)
     timed = await cached.score(group, compute)      computes what nobody knows, and nothing twice at once
     await cache.close()
 
@@ -32,16 +32,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import dataclass
 from typing import Any
 
-from reward_server.cache.entries import Keys, Memory, decoded, encoded, identity_of, keys_of, split
-from reward_server.cache.store import Store
+from reward_server.cache.entries import Keys, MemoryStore, decoded, encoded, identity_of, keys_of, split
+from reward_server.cache.store import DiskStore
 from reward_server.errors import InvalidGroupError
-from reward_server.execution.results import Card, Timed, joined
+from reward_server.execution.results import ScorerDescription, TimedResult, joined
 from reward_server.scorers.base import Result, Scorer
 from reward_server.types import Group
 
 log = logging.getLogger("reward_server")
 
-Compute = Callable[[Group], Awaitable[Timed]]
+Compute = Callable[[Group], Awaitable[TimedResult]]
 
 
 @dataclass
@@ -61,12 +61,12 @@ class CacheCounts:
 class Cache:
     """The scores of all deterministic scorers of a server."""
 
-    def __init__(self, max_bytes: int, store: Store | None = None):
-        self.memory = Memory(max_bytes)
+    def __init__(self, max_bytes: int, store: DiskStore | None = None):
+        self.memory = MemoryStore(max_bytes)
         self.store = store
         self.counts: dict[str, CacheCounts] = {}
         """By the scorer's name."""
-        self._tasks: set[asyncio.Task[Timed]] = set()
+        self._tasks: set[asyncio.Task[TimedResult]] = set()
 
     async def open(self) -> None:
         """Opens the store, if there is one."""
@@ -83,10 +83,10 @@ class Cache:
         for name, counts in self.counts.items():
             log.info("cache of scorer %r: %s", name, counts)
 
-    def of(self, scorer: Scorer, card: Card) -> ScorerCache:
+    def of(self, scorer: Scorer, description: ScorerDescription) -> ScorerCache:
         """The part of one scorer."""
         counts = self.counts.setdefault(scorer.name, CacheCounts())
-        return ScorerCache(self, identity_of(scorer, card), card.group_aware, counts)
+        return ScorerCache(self, identity_of(scorer, description), description.group_aware, counts)
 
     def remembered(self, keys: Iterable[bytes]) -> dict[bytes, Result]:
         """What memory has of these keys."""
@@ -107,7 +107,7 @@ class Cache:
         if self.store is not None and values:
             self.store.put(values)
 
-    def start(self, coroutine: Coroutine[Any, Any, Timed]) -> asyncio.Task[Timed]:
+    def start(self, coroutine: Coroutine[Any, Any, TimedResult]) -> asyncio.Task[TimedResult]:
         """A computation that outlives the caller who began it."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
@@ -128,21 +128,21 @@ class ScorerCache:
         self._claims: dict[bytes, asyncio.Future[Result | None]] = {}
         """Completions that are being scored, each in one of those groups; None in the end if there is no score."""
 
-    async def score(self, group: Group, compute: Compute) -> Timed:
+    async def score(self, group: Group, compute: Compute) -> TimedResult:
         """The group's scores, `compute`d where nobody knows them. Raises what `compute` raises."""
         keys = keys_of(self._identity, group)
         if keys is None:
             return await compute(group)
         if (known := keys.joined(self._cache.remembered(keys.all))) is not None:
             self._counts.hits += len(group)
-            return Timed(known)
+            return TimedResult(known)
         if (flight := self._flights.get(keys.group)) is not None:
             self._counts.shared += len(group)
         else:
             flight = self._flights[keys.group] = _Flight(self._cache.start(self._score(group, keys, compute)))
         return await self._landed(flight, keys.group)
 
-    async def _landed(self, flight: _Flight, key: bytes) -> Timed:
+    async def _landed(self, flight: _Flight, key: bytes) -> TimedResult:
         """What comes of a flight. It ends when the last who waits for it leaves."""
         flight.callers += 1
         try:
@@ -153,14 +153,14 @@ class ScorerCache:
                 del self._flights[key]  # who comes now begins a new one
                 flight.task.cancel()  # nothing happens if it has landed
 
-    async def _score(self, group: Group, keys: Keys, compute: Compute) -> Timed:
+    async def _score(self, group: Group, keys: Keys, compute: Compute) -> TimedResult:
         found = self._cache.remembered(keys.all)
         stored = await self._cache.stored([key for key in keys.all if key not in found])
         found |= stored
         if (known := keys.joined(found)) is not None:
             self._counts.hits += len(group)
             self._counts.disk_hits += len(group) if keys.group in stored else sum(key in stored for key in keys.each)
-            return Timed(known)
+            return TimedResult(known)
         if self._in_parts:
             timed = await self._score_missing(group, keys, found, compute)
             if timed is not None:
@@ -173,9 +173,9 @@ class ScorerCache:
 
     async def _score_missing(
         self, group: Group, keys: Keys, found: Mapping[bytes, Result], compute: Compute
-    ) -> Timed | None:
+    ) -> TimedResult | None:
         """The group, when what was not `found` is scored, by us or by who does so already; None if that cannot be."""
-        known, parts = dict(found), [Timed(Result(()))]
+        known, parts = dict(found), [TimedResult(Result(()))]
         misses = 0
         given_up: set[bytes] = set()  # they failed with somebody else's siblings
         while missing := [key for key in dict.fromkeys(keys.each) if key not in known]:
@@ -195,14 +195,16 @@ class ScorerCache:
         self._counts.misses += misses
         self._counts.shared += len(group) - hits - misses
         result = joined([known[key] for key in keys.each])
-        return Timed(result, max(part.queued_s for part in parts), max(part.compute_s for part in parts))
+        return TimedResult(result, max(part.queued_s for part in parts), max(part.compute_s for part in parts))
 
     async def _scored_by_others(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
         claims = {key: self._claims[key] for key in keys}
         await asyncio.wait(claims.values())
         return {key: result for key, claim in claims.items() if (result := claim.result()) is not None}
 
-    async def _score_part(self, group: Group, keys: Keys, wanted: Sequence[bytes], compute: Compute) -> Timed | None:
+    async def _score_part(
+        self, group: Group, keys: Keys, wanted: Sequence[bytes], compute: Compute
+    ) -> TimedResult | None:
         """The wanted completions, in their order; None if they cannot be scored without their siblings."""
         is_whole = len(wanted) == len(group)
         claims: dict[bytes, asyncio.Future[Result | None]] = {
@@ -237,6 +239,6 @@ class ScorerCache:
 class _Flight:
     """A group that is being scored, and how many wait for it."""
 
-    def __init__(self, task: asyncio.Task[Timed]):
+    def __init__(self, task: asyncio.Task[TimedResult]):
         self.task = task
         self.callers = 0

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_server import __version__
-from reward_server.execution.results import Card, joined
+from reward_server.execution.results import ScorerDescription, joined
 from reward_server.scorers.base import Result, Scorer
 from reward_server.scorers.loading import source_digest
 from reward_server.types import Completion, Group, Score, Status
@@ -80,16 +80,16 @@ def _digest(*values: Any) -> bytes:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).digest()
 
 
-def identity_of(scorer: Scorer, card: Card) -> bytes:
+def identity_of(scorer: Scorer, description: ScorerDescription) -> bytes:
     """What decides a scorer's scores. The source file is in it for kinds whose version is not kept by their author."""
     options = scorer.options.model_dump(mode="json", exclude=_NOT_IN_KEY)
-    return _digest(__version__, options, card.version, card.group_aware, source_digest(type(scorer)))[:16]
+    return _digest(__version__, options, description.version, description.group_aware, source_digest(type(scorer)))[:16]
 
 
 # -------------------------------------------------------------------------------------------------------------- values
 
 
-class Memory:
+class MemoryStore:
     """The values that were used last, at most `max_bytes` of them with what holding them costs."""
 
     def __init__(self, max_bytes: int):

@@ -3,7 +3,7 @@
 Owns the file, the two threads that touch it and every trouble with it: what cannot be read is not there, what cannot be
 written is not kept, and each kind of trouble is logged once. Knows not what keys and values mean.
 
-    store = Store(path, max_bytes)
+    store = DiskStore(path, max_bytes)
     await store.open()
     found = await store.get(keys)      those that are there; {} if the disk is late
     store.put({key: value})            returns at once: a thread writes it
@@ -51,7 +51,7 @@ _MOST_PENDING_BYTES = 32 << 20
 _LONGEST_LOG_BYTES = 16 << 20
 
 
-class Store:
+class DiskStore:
     """Values by key on disk, at most about `max_bytes` of them; beyond it the oldest leave."""
 
     def __init__(self, path: Path, max_bytes: int):

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from reward_server.execution import fair_queue as fair
 from reward_server.execution.batcher import Batcher, BatchTimeoutError
-from reward_server.execution.executors import _load
-from reward_server.execution.results import Card, NoResultError, Timed, card_of, checked, raised
+from reward_server.execution.executors import load_scorer
+from reward_server.execution.fair_queue import current_caller
+from reward_server.execution.results import NoResultError, ScorerDescription, TimedResult, checked, describe, raised
 from reward_server.execution.thread_pool import LimitedThreads, ThreadPool
 from reward_server.scorers.base import Result
 from reward_server.scorers.batched import BatchedScorer, Sample
@@ -23,7 +23,7 @@ from reward_server.types import Group, Score, Status
 log = logging.getLogger("reward_server")
 
 
-class BatchPlace:
+class BatchExecutor:
     """A batched scorer in its place. Its counters are `batcher.stats`."""
 
     def __init__(self, scorer: BatchedScorer):
@@ -32,11 +32,11 @@ class BatchPlace:
         self._computing: list[ThreadPool] = []
         self.batcher = Batcher([], scorer.max_batch_tokens, scorer.options.timeout_s)
 
-    async def load(self) -> Card:
+    async def load(self) -> ScorerDescription:
         first = ThreadPool(f"scorer {self._scorer.name} 0", 1)
         self._computing = [first]
         try:
-            await first.start(lambda: _load(self._scorer))
+            await first.start(lambda: load_scorer(self._scorer))
         except BaseException:
             first.close()
             raise
@@ -46,21 +46,21 @@ class BatchPlace:
         devices = [functools.partial(self._compute, replica) for replica in range(self._scorer.replicas)]
         self.batcher = Batcher(devices, self._scorer.max_batch_tokens, self._scorer.options.timeout_s)
         self.batcher.start()
-        return card_of(self._scorer)
+        return describe(self._scorer)
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         try:
             prepared, queued_s, compute_s = await self._preparing.run(lambda: self._scorer.prepare(group))
             samples = [item for item in prepared if isinstance(item, Sample)]
             answer = await self.batcher.submit(
                 [sample.data for sample in samples],
                 [sample.tokens for sample in samples],
-                (group.run_id, fair.caller.get()[1]),
+                (group.run_id, current_caller.get()[1]),
             )
             outputs = iter(answer.outputs)
             merged = [next(outputs) if isinstance(item, Sample) else item for item in prepared]
             result = checked(self._finish(group, prepared, merged), len(group))
-            return Timed(result, queued_s + answer.queued_s, compute_s + answer.compute_s)
+            return TimedResult(result, queued_s + answer.queued_s, compute_s + answer.compute_s)
         except NoResultError:
             raise
         except Exception as error:

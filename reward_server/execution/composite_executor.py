@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from reward_server.execution.results import Card, Timed, checked
+from reward_server.execution.results import ScorerDescription, TimedResult, checked
 from reward_server.scorers.base import Result
 from reward_server.scorers.composite import CompositeScorer
 from reward_server.types import Group, ScorerInfo
@@ -25,10 +25,10 @@ class Part(Protocol):
 
     info: ScorerInfo
 
-    async def score(self, group: Group) -> Timed: ...
+    async def score(self, group: Group) -> TimedResult: ...
 
 
-class CompositePlace:
+class CompositeExecutor:
     """A composite and its parts, which are loaded and closed by who made them. It saves what the composite gathers."""
 
     def __init__(self, scorer: CompositeScorer, parts: Sequence[Part], saves: bool = True):
@@ -38,18 +38,18 @@ class CompositePlace:
         self._saved_at = time.monotonic()
         self._saving: asyncio.Future[None] | None = None
 
-    async def load(self) -> Card:
+    async def load(self) -> ScorerDescription:
         await asyncio.to_thread(self._scorer.load)
         infos = [part.info for part in self._parts]
         versions = hashlib.sha256(json.dumps([info.version for info in infos]).encode()).hexdigest()[:12]
-        return Card(
+        return ScorerDescription(
             f"{self._scorer.version}/{versions}",
             tuple(dict.fromkeys(column for info in infos for column in info.required_columns)),
             all(info.deterministic for info in infos),
             any(info.group_aware for info in infos),
         )
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         began, waits = time.perf_counter(), [0.0]
 
         async def ask(index: int, part: Group) -> Result:
@@ -59,7 +59,7 @@ class CompositePlace:
 
         result = checked(await self._scorer.compose(group, ask), len(group))
         self._save_now_and_then()
-        return Timed(result, max(waits), max(0.0, time.perf_counter() - began - max(waits)))
+        return TimedResult(result, max(waits), max(0.0, time.perf_counter() - began - max(waits)))
 
     async def close(self) -> None:
         if self._saving is not None:

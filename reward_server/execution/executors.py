@@ -3,8 +3,8 @@
 Owns time limits, concurrency limits and the measuring of both sides of them. Knows nothing of gRPC, and not what a
 group without a result is worth: it raises, `scoring` decides.
 
-    place = LoopPlace(scorer)
-    card = await place.load()
+    place = LoopExecutor(scorer)
+    description = await place.load()
     timed = await place.run(group)        raises NoResultError, or InvalidGroupError if the scorer blames the group
     await place.close()
 """
@@ -19,8 +19,16 @@ from collections.abc import Awaitable, Iterator
 from typing import Any, Protocol
 
 from reward_server.errors import RewardServerError, ScorerLoadError
-from reward_server.execution.fair_queue import Turns
-from reward_server.execution.results import Card, NoResultError, Timed, card_of, checked, over_limit, raised
+from reward_server.execution.fair_queue import FairSemaphore
+from reward_server.execution.results import (
+    NoResultError,
+    ScorerDescription,
+    TimedResult,
+    checked,
+    describe,
+    over_limit,
+    raised,
+)
 from reward_server.execution.thread_pool import LimitedThreads
 from reward_server.execution.threads import in_thread
 from reward_server.execution.worker_pool import WorkerPool
@@ -31,30 +39,30 @@ from reward_server.types import Group
 DEFAULT_THREADS = 16  # for functions that wait for somebody else; a model says that its concurrency is 1
 
 
-class Running(Protocol):
+class Executor(Protocol):
     """A scorer in its place."""
 
-    async def load(self) -> Card: ...
-    async def run(self, group: Group) -> Timed: ...
+    async def load(self) -> ScorerDescription: ...
+    async def run(self, group: Group) -> TimedResult: ...
     async def close(self) -> None: ...
 
 
-class LoopPlace:
+class LoopExecutor:
     """On the event loop: what is async and spends its time waiting, or takes microseconds."""
 
     def __init__(self, scorer: Scorer):
         self._scorer = scorer
-        self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
+        self._turns = FairSemaphore(scorer.concurrency) if scorer.concurrency else None
 
-    async def load(self) -> Card:
+    async def load(self) -> ScorerDescription:
         with contextlib.suppress(Exception, SystemExit):
             await in_thread(self._scorer.preload)
         with _load_errors_of(self._scorer):
             if (loading := self._scorer.load()) is not None:
                 await loading
-        return card_of(self._scorer)
+        return describe(self._scorer)
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         if self._turns is None:
             return await self._run(group, 0.0)
         asked = time.perf_counter()
@@ -65,7 +73,7 @@ class LoopPlace:
         if (closing := self._scorer.close()) is not None:
             await closing
 
-    async def _run(self, group: Group, queued_s: float) -> Timed:
+    async def _run(self, group: Group, queued_s: float) -> TimedResult:
         began = time.perf_counter()
         limit = asyncio.timeout(self._scorer.options.timeout_s)
         try:
@@ -73,14 +81,14 @@ class LoopPlace:
             if inspect.isawaitable(answer):
                 async with limit:
                     answer = await answer
-            return Timed(checked(answer, len(group)), queued_s, time.perf_counter() - began)
+            return TimedResult(checked(answer, len(group)), queued_s, time.perf_counter() - began)
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and limit.expired():
                 raise over_limit(self._scorer.options.timeout_s) from None
             raise raised(error) from error
 
 
-class ThreadPlace:
+class ThreadExecutor:
     """In threads of its own: a model that releases the interpreter's lock, or a function that waits for others."""
 
     def __init__(self, scorer: Scorer):
@@ -88,14 +96,14 @@ class ThreadPlace:
         size = scorer.concurrency or DEFAULT_THREADS
         self._threads = LimitedThreads(f"scorer {scorer.name}", size, scorer.options.timeout_s)
 
-    async def load(self) -> Card:
-        await self._threads.start(lambda: _load(self._scorer))
-        return card_of(self._scorer)
+    async def load(self) -> ScorerDescription:
+        await self._threads.start(lambda: load_scorer(self._scorer))
+        return describe(self._scorer)
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         try:
             answer, queued_s, compute_s = await self._threads.run(lambda: self._score(group))
-            return Timed(checked(answer, len(group)), queued_s, compute_s)
+            return TimedResult(checked(answer, len(group)), queued_s, compute_s)
         except NoResultError:
             raise
         except Exception as error:
@@ -111,18 +119,18 @@ class ThreadPlace:
         return asyncio.run(_wait(answer)) if inspect.isawaitable(answer) else answer
 
 
-class WorkerPlace:
+class WorkerExecutor:
     """In the worker processes that all such scorers share. They have loaded it when the pool has started."""
 
     def __init__(self, scorer: Scorer, pool: WorkerPool):
         self._scorer = scorer
         self._pool = pool
-        self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
+        self._turns = FairSemaphore(scorer.concurrency) if scorer.concurrency else None
 
-    async def load(self) -> Card:
-        return self._pool.cards[self._scorer.name]
+    async def load(self) -> ScorerDescription:
+        return self._pool.descriptions[self._scorer.name]
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         asked = time.perf_counter()
         if self._turns is None:
             return await self._run(group, asked)
@@ -132,13 +140,13 @@ class WorkerPlace:
     async def close(self) -> None:
         """The pool is closed by who opened it."""
 
-    async def _run(self, group: Group, asked: float) -> Timed:
+    async def _run(self, group: Group, asked: float) -> TimedResult:
         waited_s = time.perf_counter() - asked
         timed = await self._pool.run(self._scorer.name, group, self._scorer.options.timeout_s)
-        return Timed(timed.result, waited_s + timed.queued_s, timed.compute_s)
+        return TimedResult(timed.result, waited_s + timed.queued_s, timed.compute_s)
 
 
-def _load(scorer: Scorer) -> None:
+def load_scorer(scorer: Scorer) -> None:
     with _load_errors_of(scorer):
         scorer.load()
 

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 Caller = tuple[str, str]
 """A run's id, and which of its ranks; both may be empty."""
 
-caller: ContextVar[Caller] = ContextVar("caller", default=("", ""))
+current_caller: ContextVar[Caller] = ContextVar("caller", default=("", ""))
 """Who is served in this task. The service sets it for each call."""
 
 T = TypeVar("T")
@@ -69,29 +69,29 @@ class FairQueue(Generic[T]):
             del self._runs[run]
 
 
-class Turns:
+class FairSemaphore:
     """At most `size` at once; who waits is served in fair order."""
 
     def __init__(self, size: int):
         self._free = size
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         if self._free:
             self._free -= 1
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.put(place, caller.get())
+        self._waiting.put(place, current_caller.get())
         try:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self.give_back()  # given and cancelled in the same turn of the loop
+                self.release()  # given and cancelled in the same turn of the loop
             raise
         finally:
             self._waiting.discard(place)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         while self._waiting:
             place = self._waiting.get()
             if not place.done():
@@ -100,7 +100,7 @@ class Turns:
         self._free += 1
 
     async def __aenter__(self) -> None:
-        await self.take()
+        await self.acquire()
 
     async def __aexit__(self, *_: object) -> None:
-        self.give_back()
+        self.release()

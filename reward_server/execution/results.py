@@ -46,7 +46,7 @@ class NoResultError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class TimedResult:
     """A result, the seconds it waited for its turn and the seconds it took."""
 
     result: Result
@@ -55,7 +55,7 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ScorerDescription:
     """What is known of a scorer once it is loaded where it runs."""
 
     version: str
@@ -64,9 +64,9 @@ class Card:
     group_aware: bool
 
 
-def card_of(scorer: Scorer) -> Card:
-    """The card of a loaded scorer."""
-    return Card(
+def describe(scorer: Scorer) -> ScorerDescription:
+    """The description of a loaded scorer."""
+    return ScorerDescription(
         str(scorer.version), tuple(scorer.required_columns), bool(scorer.deterministic), bool(scorer.group_aware)
     )
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from reward_server.execution.fair_queue import Turns
+from reward_server.execution.fair_queue import FairSemaphore
 from reward_server.execution.results import NoResultError, over_limit
 from reward_server.types import Status
 
@@ -78,7 +78,7 @@ class LimitedThreads:
         self._size = size
         self._limit_s = limit_s
         self._pool = ThreadPool(name, size)
-        self._turns = Turns(size)
+        self._turns = FairSemaphore(size)
         self._overdue = 0
 
     @property
@@ -92,7 +92,7 @@ class LimitedThreads:
         await self._turn()
         began = time.perf_counter()
         job = self._pool.start(function)
-        job.add_done_callback(lambda _: self._turns.give_back())
+        job.add_done_callback(lambda _: self._turns.release())
         try:
             done, _ = await asyncio.wait({job}, timeout=self._limit_s)
         except asyncio.CancelledError:
@@ -116,7 +116,7 @@ class LimitedThreads:
     async def _turn(self) -> None:
         try:
             async with asyncio.timeout(self._limit_s if self._overdue >= self._size else None):
-                await self._turns.take()
+                await self._turns.acquire()
         except TimeoutError:
             message = f"all {self._size} threads of this scorer are busy with groups that outlasted their limit"
             raise NoResultError(Status.TIMEOUT, message, retry_alone=False) from None

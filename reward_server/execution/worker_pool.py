@@ -21,9 +21,9 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from reward_server.errors import ConfigError, ScorerLoadError
-from reward_server.execution.fair_queue import FairQueue, caller
-from reward_server.execution.results import Card, NoResultError, Timed, over_limit
-from reward_server.execution.worker_process import decode_answer, decode_card
+from reward_server.execution.fair_queue import FairQueue, current_caller
+from reward_server.execution.results import NoResultError, ScorerDescription, TimedResult, over_limit
+from reward_server.execution.worker_process import decode_answer, decode_description
 from reward_server.processes.child import Child, ChildEndedError
 from reward_server.processes.lifetime import how_it_ended
 from reward_server.scorers.base import ScorerOptions
@@ -48,7 +48,7 @@ class WorkerPool:
         self._waiting: FairQueue[asyncio.Future[_Worker]] = FairQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self.cards: dict[str, Card] = {}
+        self.descriptions: dict[str, ScorerDescription] = {}
         """What is known of each scorer, by name, once the pool has started."""
 
     @property
@@ -61,11 +61,11 @@ class WorkerPool:
 
         Raises ScorerLoadError, with the user's traceback, or ConfigError.
         """
-        self.cards = await self._add_worker()
+        self.descriptions = await self._add_worker()
         for _ in range(self._size - 1):
             self._own(self._add_until_it_holds())
 
-    async def run(self, name: str, group: Group, timeout_s: float) -> Timed:
+    async def run(self, name: str, group: Group, timeout_s: float) -> TimedResult:
         """Scores a group; the limit counts from when a worker takes it up.
 
         Raises NoResultError where the scorer raises, outlasts the limit or takes its process down.
@@ -86,7 +86,7 @@ class WorkerPool:
         if isinstance(asking.exception(), ChildEndedError):
             raise await self._died(worker)
         self._give(worker)
-        return Timed(decode_answer(asking.result()), began - asked, time.perf_counter() - began)
+        return TimedResult(decode_answer(asking.result()), began - asked, time.perf_counter() - began)
 
     async def close(self) -> None:
         """Ends every worker, those that still run something too."""
@@ -106,7 +106,7 @@ class WorkerPool:
             if worker.is_alive:
                 return worker
         place: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
-        self._waiting.put(place, caller.get())
+        self._waiting.put(place, current_caller.get())
         try:
             return await place
         except asyncio.CancelledError:
@@ -134,26 +134,27 @@ class WorkerPool:
 
     # ------------------------------------------------------------------------------------------------ lives and deaths
 
-    async def _add_worker(self) -> dict[str, Card]:
+    async def _add_worker(self) -> dict[str, ScorerDescription]:
         worker = await _Worker.start("reward_server.execution.worker_process", self._memory_bytes or 0)
         try:
-            cards = await worker.load(self._scorers)
-            self._refuse_other_code(cards)
+            descriptions = await worker.load(self._scorers)
+            self._refuse_other_code(descriptions)
         except BaseException:
             await worker.close(grace_s=0)
             raise
         self._workers.add(worker)
         self._own(self._replace_when_it_ends(worker))
         self._give(worker)
-        return cards
+        return descriptions
 
-    def _refuse_other_code(self, cards: dict[str, Card]) -> None:
+    def _refuse_other_code(self, descriptions: dict[str, ScorerDescription]) -> None:
         """Raises ScorerLoadError where a later worker has loaded other code than the first: one version serves."""
-        for name, card in self.cards.items():
-            if cards[name] != card:
+        for name, description in self.descriptions.items():
+            if descriptions[name] != description:
                 raise ScorerLoadError(
-                    f"scorer {name!r}: its code has changed since the server loaded it (version {card.version}, now "
-                    f"{cards[name].version}); load it everywhere by SIGHUP, or put the old code back"
+                    f"scorer {name!r}: its code has changed since the server loaded it (version "
+                    f"{description.version}, now {descriptions[name].version}); load it everywhere by "
+                    "SIGHUP, or put the old code back"
                 )
 
     async def _add_until_it_holds(self) -> None:
@@ -214,7 +215,7 @@ class _Worker(Child):
 
     was_killed = False
 
-    async def load(self, scorers: Sequence[ScorerOptions]) -> dict[str, Card]:
+    async def load(self, scorers: Sequence[ScorerOptions]) -> dict[str, ScorerDescription]:
         try:
             answer = await self.ask(list(scorers))
         except ChildEndedError as error:
@@ -225,7 +226,7 @@ class _Worker(Child):
             ) from error
         if "load_error" in answer:
             raise (ConfigError if answer["is_config"] else ScorerLoadError)(answer["load_error"])
-        return {name: decode_card(card) for name, card in answer["cards"].items()}
+        return {name: decode_description(description) for name, description in answer["descriptions"].items()}
 
     async def ask(self, message: Any) -> dict[str, Any]:
         """Sends a message and returns the answer to it."""

@@ -3,7 +3,7 @@
 Owns what the two sides say to each other, in the frames of `child`. Standard output is the server's standard error:
 what user code prints disturbs nobody.
 
-    -> [options, …]                       <- {"cards": {…}} or {"load_error": …}
+    -> [options, …]                       <- {"descriptions": {…}} or {"load_error": …}
     -> (scorer's name, group)             <- {"scores": …}, {"raised": …} or {"invalid_group": …}, for each group
 """
 
@@ -25,7 +25,7 @@ from io import BufferedRWPair
 from typing import Any
 
 from reward_server.errors import ConfigError, InvalidGroupError, RewardServerError
-from reward_server.execution.results import Card, NoResultError, card_of, checked, raised
+from reward_server.execution.results import NoResultError, ScorerDescription, checked, describe, raised
 from reward_server.processes.child import HEADER
 from reward_server.processes.lifetime import die_with_parent
 from reward_server.scorers.base import Result, Scorer, ScorerOptions
@@ -66,7 +66,7 @@ def _load(file: BufferedRWPair) -> dict[str, Scorer]:
         text = str(error) if isinstance(error, RewardServerError) else user_traceback(error)
         _write(file, {"load_error": text, "is_config": isinstance(error, ConfigError)})
         sys.exit(1)
-    _write(file, {"cards": {scorer.name: dataclasses.asdict(card_of(scorer)) for scorer in scorers}})
+    _write(file, {"descriptions": {scorer.name: dataclasses.asdict(describe(scorer)) for scorer in scorers}})
     return {scorer.name: scorer for scorer in scorers}
 
 
@@ -115,9 +115,9 @@ def decode_answer(answer: Mapping[str, Any]) -> Result:
     return Result(scores, answer["metrics"], answer["extra"])
 
 
-def decode_card(card: Mapping[str, Any]) -> Card:
-    """The server's side of a card."""
-    return Card(**{**card, "required_columns": tuple(card["required_columns"])})
+def decode_description(description: Mapping[str, Any]) -> ScorerDescription:
+    """The server's side of a description."""
+    return ScorerDescription(**{**description, "required_columns": tuple(description["required_columns"])})
 
 
 def _read(file: BufferedRWPair) -> bytes | None:

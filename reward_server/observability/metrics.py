@@ -34,7 +34,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from reward_server.addresses import TCP, parse_address
 from reward_server.config import MetricsConfig
 from reward_server.errors import ConfigError
-from reward_server.execution.results import Timed
+from reward_server.execution.results import TimedResult
 
 prometheus_client.disable_created_metrics()  # a second series for each counter, with the time that it began at
 
@@ -129,7 +129,7 @@ class Metrics:
     # ---------------------------------------------------------------------------------------------------- the scorers
 
     @contextlib.contextmanager
-    def scoring(self, scorer: str) -> Iterator[Callable[[Timed], None]]:
+    def scoring(self, scorer: str) -> Iterator[Callable[[TimedResult], None]]:
         """A group is at a scorer while the block lasts; what comes of it is noted by what this gives."""
         groups = self._scorer_groups.of(scorer)
         groups.inc()
@@ -138,7 +138,7 @@ class Metrics:
         finally:
             groups.dec()
 
-    def _scored(self, scorer: str, timed: Timed) -> None:
+    def _scored(self, scorer: str, timed: TimedResult) -> None:
         self._wait_s.of(scorer).observe(timed.queued_s)
         self._compute_s.of(scorer).observe(timed.compute_s)
         for status, count in Count([score.status for score in timed.result.scores]).items():

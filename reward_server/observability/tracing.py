@@ -6,7 +6,7 @@ opentelemetry nothing is imported and nothing happens. Attributes are ids and co
 
     with span("reward.scorer", {"scorer": "helpful"}) as current:        current in this task; ends with the block
         current.set_attribute("queued_s", 0.1)
-    metadata = carried()                                                   the current span, for a call's metadata
+    metadata = trace_metadata()                                            the current span, for a call's metadata
     with span("reward.serve", parent=metadata_of_the_caller): ...
 
 opentelemetry-instrumentation-grpc is not used: its asyncio client swallows cancellation (otel-contrib 3271).
@@ -64,9 +64,9 @@ def span(
             raise
 
 
-def begun(name: str, attributes: Mapping[str, Any]) -> tuple[Any, Metadata]:
+def start_client_span(name: str, attributes: Mapping[str, Any]) -> tuple[Any, Metadata]:
     """A client's span that is nobody's current one, for a call that outlives the caller's frame; and what carries it.
-    Who began it ends it by `ended`."""
+    Who began it ends it by `end_span`."""
     trace = _api()
     if trace is None:
         return None, ()
@@ -75,8 +75,8 @@ def begun(name: str, attributes: Mapping[str, Any]) -> tuple[Any, Metadata]:
     return current, _carried(trace.set_span_in_context(current))
 
 
-def ended(current: Any, error: BaseException | None) -> None:
-    """Ends what `begun` began."""
+def end_span(current: Any, error: BaseException | None) -> None:
+    """Ends what `start_client_span` started."""
     if current is None:
         return
     if error is not None:
@@ -84,7 +84,7 @@ def ended(current: Any, error: BaseException | None) -> None:
     current.end()
 
 
-def carried() -> Metadata:
+def trace_metadata() -> Metadata:
     """The current span as metadata of a call; none if there is none."""
     return () if _api() is None else _carried(None)
 

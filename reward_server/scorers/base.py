@@ -22,7 +22,7 @@ from reward_server.errors import InvalidGroupError
 from reward_server.types import Content, Group, Score, Status
 
 
-class Place(enum.Enum):
+class ExecutorKind(enum.Enum):
     """Where a scorer runs, so that nothing blocks the server's event loop."""
 
     LOOP = "loop"
@@ -33,6 +33,10 @@ class Place(enum.Enum):
     """In a thread a device, in batches of several groups: a BatchedScorer."""
     WORKER = "worker"
     """In a worker process's main thread: a synchronous function, which may hang and is then killed."""
+
+
+Place = ExecutorKind
+"""An alias of ExecutorKind, which was called Place at first: scorers of third parties import it."""
 
 
 class ScorerOptions(BaseModel):
@@ -82,7 +86,7 @@ class Scorer(ABC, Generic[OptionsT]):
     """
 
     Options: ClassVar[type[ScorerOptions]] = ScorerOptions
-    place: Place = Place.WORKER
+    place: ExecutorKind = ExecutorKind.WORKER
     deterministic: bool = True
     """The same group gets the same scores in every run and at every step. Where `cache` is on, they are kept."""
     group_aware: bool = False

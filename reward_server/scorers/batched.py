@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reward_server.scorers.base import OptionsT, Place, Result, Scorer
+from reward_server.scorers.base import ExecutorKind, OptionsT, Result, Scorer
 from reward_server.types import Group, Score
 
 
@@ -29,7 +29,7 @@ class BatchedScorer(Scorer[OptionsT]):
     A score must not depend on what else is in its batch.
     """
 
-    place = Place.BATCH
+    place = ExecutorKind.BATCH
 
     @property
     def replicas(self) -> int:

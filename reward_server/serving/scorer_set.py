@@ -20,20 +20,20 @@ from collections.abc import Iterator, Sequence
 
 from reward_server import __version__
 from reward_server.cache.cache import Cache
-from reward_server.cache.store import Store
+from reward_server.cache.store import DiskStore
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
-from reward_server.execution.batch_executor import BatchPlace
+from reward_server.execution.batch_executor import BatchExecutor
 from reward_server.execution.batcher import Batcher
-from reward_server.execution.composite_executor import CompositePlace
-from reward_server.execution.executors import LoopPlace, Running, ThreadPlace, WorkerPlace
+from reward_server.execution.composite_executor import CompositeExecutor
+from reward_server.execution.executors import Executor, LoopExecutor, ThreadExecutor, WorkerExecutor
 from reward_server.execution.quarantine import Quarantine
-from reward_server.execution.results import Card, NoResultError, Timed, joined
+from reward_server.execution.results import NoResultError, ScorerDescription, TimedResult, joined
 from reward_server.execution.tasks import all_of
 from reward_server.execution.worker_pool import WorkerPool
 from reward_server.observability import tracing
 from reward_server.observability.metrics import Metrics, Source
-from reward_server.scorers.base import Place, Result, Scorer, failed
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, failed
 from reward_server.scorers.batched import BatchedScorer
 from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
@@ -54,7 +54,7 @@ class ScorerSet:
         self._keep = keep
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
-        in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is Place.WORKER]
+        in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is ExecutorKind.WORKER]
         self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
         self.cache = _cache(config) if keep else None
         """None if it is off."""
@@ -82,7 +82,7 @@ class ScorerSet:
     def batchers(self) -> dict[str, Batcher]:
         """Those of the scorers that batch, a composite's parts too, by the scorer's name; for their counters."""
         served = [(served.info.name, served.place) for served in self._served]
-        return {name: place.batcher for name, place in served if isinstance(place, BatchPlace)}
+        return {name: place.batcher for name, place in served if isinstance(place, BatchExecutor)}
 
     async def load(self) -> None:
         """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
@@ -162,7 +162,7 @@ class ScorerSet:
 
     async def _serve(self, scorer: Scorer) -> _Served:
         if isinstance(scorer, CompositeScorer):  # its parts are cached, and it costs nothing beyond them
-            place: Running = CompositePlace(scorer, [await self._serve(part) for part in scorer.parts], self._keep)
+            place: Executor = CompositeExecutor(scorer, [await self._serve(part) for part in scorer.parts], self._keep)
             served = _Served(scorer, await place.load(), place, None)
         else:
             place = self._place(scorer)
@@ -170,15 +170,15 @@ class ScorerSet:
         self._served.append(served)
         return served
 
-    def _place(self, scorer: Scorer) -> Running:
-        if scorer.place is Place.LOOP:
-            return LoopPlace(scorer)
-        if scorer.place is Place.THREAD:
-            return ThreadPlace(scorer)
+    def _place(self, scorer: Scorer) -> Executor:
+        if scorer.place is ExecutorKind.LOOP:
+            return LoopExecutor(scorer)
+        if scorer.place is ExecutorKind.THREAD:
+            return ThreadExecutor(scorer)
         if isinstance(scorer, BatchedScorer):
-            return BatchPlace(scorer)
+            return BatchExecutor(scorer)
         assert self._pool is not None
-        return WorkerPlace(scorer, self._pool)
+        return WorkerExecutor(scorer, self._pool)
 
 
 def _with_parts(scorers: Sequence[Scorer]) -> Iterator[Scorer]:
@@ -191,38 +191,38 @@ def _with_parts(scorers: Sequence[Scorer]) -> Iterator[Scorer]:
 def _cache(config: ServerConfig) -> Cache | None:
     if config.cache is None:
         return None
-    store = Store(config.cache.path, config.cache.max_disk_bytes) if config.cache.path else None
+    store = DiskStore(config.cache.path, config.cache.max_disk_bytes) if config.cache.path else None
     return Cache(config.cache.max_bytes, store)
 
 
 class _Served:
     """One scorer in its place, with what a group is worth that it fails on."""
 
-    def __init__(self, scorer: Scorer, card: Card, place: Running, cache: Cache | None):
+    def __init__(self, scorer: Scorer, description: ScorerDescription, place: Executor, cache: Cache | None):
         self.scorer = scorer
         self.place = place
         self._quarantine = Quarantine()
-        self._cached = cache.of(scorer, card) if cache and card.deterministic else None
+        self._cached = cache.of(scorer, description) if cache and description.deterministic else None
         self.info = ScorerInfo(
             scorer.name,
             scorer.options.type,
-            card.version,
+            description.version,
             scorer.options.weight,
-            card.deterministic,
-            card.group_aware,
-            card.required_columns,
+            description.deterministic,
+            description.group_aware,
+            description.required_columns,
         )
 
     def scores(self, result: Result) -> ScorerScores:
         info = self.info
         return ScorerScores(info.name, info.version, info.weight, result.scores, result.metrics, result.extra)
 
-    async def score(self, group: Group) -> Timed:
+    async def score(self, group: Group) -> TimedResult:
         if self._cached is not None:
             return await self._cached.score(group, self._score)
         return await self._score(group)
 
-    async def _score(self, group: Group) -> Timed:
+    async def _score(self, group: Group) -> TimedResult:
         if not self.info.group_aware and len(group) > 1 and self._quarantine.holds(group, whole=False):
             return await self._score_one_by_one(group, _NOT_TRIED)
         try:
@@ -230,28 +230,28 @@ class _Served:
         except NoResultError as failure:
             self._log(failure, group)
             if self.info.group_aware or not failure.retry_alone or len(group) == 1:
-                return Timed(Result(failed(len(group), failure.status, failure.message)))
+                return TimedResult(Result(failed(len(group), failure.status, failure.message)))
             first = failure
         return await self._score_one_by_one(group, first)
 
-    async def _score_one_by_one(self, group: Group, first: NoResultError) -> Timed:
+    async def _score_one_by_one(self, group: Group, first: NoResultError) -> TimedResult:
         alone = [dataclasses.replace(group, completions=(completion,)) for completion in group.completions]
         answers = await all_of(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
-        return Timed(
+        return TimedResult(
             joined([timed.result for timed in answers]),
             max(timed.queued_s for timed in answers),
             max(timed.compute_s for timed in answers),
         )
 
-    async def _score_alone(self, group: Group, index: int, first: NoResultError) -> Timed:
+    async def _score_alone(self, group: Group, index: int, first: NoResultError) -> TimedResult:
         try:
             return await self._run(group)
         except NoResultError as failure:
             if failure.message != first.message:  # else the log has it, with its traceback
                 self._log(failure, group, f", completion {index} alone")
-            return Timed(Result(failed(1, failure.status, failure.message)))
+            return TimedResult(Result(failed(1, failure.status, failure.message)))
 
-    async def _run(self, group: Group) -> Timed:
+    async def _run(self, group: Group) -> TimedResult:
         whole = self.info.group_aware
         self._quarantine.refuse(group, whole)
         try:
@@ -267,7 +267,7 @@ class _Served:
         log.warning("%s: %s%s", what, failure.message, f"\n{failure.details.rstrip()}" if failure.details else "")
 
 
-async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> Timed:
+async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> TimedResult:
     if metrics is None:
         return await served.score(group)
     name = served.info.name

@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from reward_server.cache.cache import Cache, ScorerCache
-from reward_server.cache.entries import Memory
-from reward_server.cache.store import Store
+from reward_server.cache.entries import MemoryStore
+from reward_server.cache.store import DiskStore
 from reward_server.client import RewardClient
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError, InvalidGroupError
-from reward_server.execution.results import Card, Timed
+from reward_server.execution.results import ScorerDescription, TimedResult
 from reward_server.scorers.base import Result, failed, to_scores
 from reward_server.scorers.registry import build, parse_options
 from reward_server.serving.scorer_set import ScorerSet
@@ -35,12 +35,12 @@ from tests.conftest import function
 from tests.support.builders import make_group
 
 SUPPORT = Path(__file__).parents[2] / "support"
-CARD = Card("1", (), deterministic=True, group_aware=False)
+DESCRIPTION = ScorerDescription("1", (), deterministic=True, group_aware=False)
 
 
 def cached(cache: Cache, group_aware: bool = False, **options: Any) -> ScorerCache:
     scorer = build(parse_options({"type": "length", "name": "s", "max": 9, **options}))
-    return cache.of(scorer, dataclasses.replace(CARD, group_aware=group_aware))
+    return cache.of(scorer, dataclasses.replace(DESCRIPTION, group_aware=group_aware))
 
 
 class Tally:
@@ -54,7 +54,7 @@ class Tally:
         if not hold:
             self.let_go.set()
 
-    async def __call__(self, group: Group) -> Timed:
+    async def __call__(self, group: Group) -> TimedResult:
         texts = [str(content) for content in group.contents()]
         self.calls.append(texts)
         try:
@@ -62,10 +62,10 @@ class Tally:
         except asyncio.CancelledError:
             self.cancelled = True
             raise
-        return Timed(self._result(texts), 1.0, 2.0)
+        return TimedResult(self._result(texts), 1.0, 2.0)
 
 
-def values(timed: Timed) -> list[float | None]:
+def values(timed: TimedResult) -> list[float | None]:
     return [score.value for score in timed.result.scores]
 
 
@@ -129,7 +129,7 @@ async def test_options_and_version_are_in_the_key_and_weight_and_time_limit_are_
         await cached(cache, **options).score(make_group(["a"]), tally)
     assert len(tally.calls) == 3
     scorer = build(parse_options({"type": "length", "name": "s", "max": 9}))
-    await cache.of(scorer, dataclasses.replace(CARD, version="2")).score(make_group(["a"]), tally)
+    await cache.of(scorer, dataclasses.replace(DESCRIPTION, version="2")).score(make_group(["a"]), tally)
     assert len(tally.calls) == 4
 
 
@@ -292,10 +292,10 @@ async def test_a_failure_is_shared_by_those_who_asked_for_the_same_group_and_by_
 async def test_those_who_wait_for_what_fails_do_not_then_wait_for_one_another() -> None:
     at_work: list[asyncio.Event] = []
 
-    async def compute(group: Group) -> Timed:
+    async def compute(group: Group) -> TimedResult:
         at_work.append(asyncio.Event())
         await at_work[-1].wait()
-        return Timed(Result(failed(len(group), Status.TIMEOUT, "late")))
+        return TimedResult(Result(failed(len(group), Status.TIMEOUT, "late")))
 
     scorer = cached(Cache(1 << 20))
     callers = [asyncio.create_task(scorer.score(make_group(["bad"] * n), compute)) for n in (1, 2, 3, 4)]
@@ -314,12 +314,12 @@ async def test_under_a_storm_of_overlapping_groups_that_fail_and_are_cancelled_e
     cache = Cache(2_000)  # eight entries or so: what was known is forgotten again
     scorer = cached(cache)
 
-    async def compute(group: Group) -> Timed:
+    async def compute(group: Group) -> TimedResult:
         await asyncio.sleep(random.random() / 500)
         texts = [str(content) for content in group.contents()]
         if "bad group" in texts:
             raise InvalidGroupError("bad")
-        return Timed(
+        return TimedResult(
             Result(
                 tuple(s for t in texts for s in (failed(1, Status.FAILED, t) if "-" in t else to_scores([len(t)], 1)))
             )
@@ -366,7 +366,7 @@ async def test_closing_ends_what_is_being_scored() -> None:
 
 
 def test_memory_keeps_its_bound_and_drops_what_was_not_used_for_longest() -> None:
-    memory = Memory(max_bytes=3 * 210)
+    memory = MemoryStore(max_bytes=3 * 210)
     for key in (b"aaaaa", b"bbbbb", b"ccccc"):
         memory.put(key, b"value")
     assert memory.get(b"aaaaa") == b"value"
@@ -383,7 +383,7 @@ def test_memory_keeps_its_bound_and_drops_what_was_not_used_for_longest() -> Non
 def test_what_memory_says_it_takes_is_not_less_than_what_it_takes() -> None:
     tracemalloc.start()
     try:
-        memory = Memory(max_bytes=64 << 20)
+        memory = MemoryStore(max_bytes=64 << 20)
         for index in range(20_000):
             memory.put(index.to_bytes(48), f'[[[1,{index},""]],{{}},{{}}]'.encode())
         taken, _ = tracemalloc.get_traced_memory()
@@ -434,10 +434,10 @@ def test_a_wrong_setting_is_named() -> None:
 
 @pytest.fixture
 async def open_store(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    stores: list[Store] = []
+    stores: list[DiskStore] = []
 
-    async def opened(path: Path = tmp_path / "cache.sqlite", max_bytes: int = 1 << 30) -> Store:
-        stores.append(Store(path, max_bytes))
+    async def opened(path: Path = tmp_path / "cache.sqlite", max_bytes: int = 1 << 30) -> DiskStore:
+        stores.append(DiskStore(path, max_bytes))
         await stores[-1].open()
         return stores[-1]
 
@@ -638,10 +638,10 @@ def test_what_one_caller_cancels_another_still_gets(serve: Any, tmp_path: Path) 
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from reward_server.cache.store import Store
+from reward_server.cache.store import DiskStore
 
 async def main():
-    store = Store(Path(sys.argv[1]), 1 << 30)
+    store = DiskStore(Path(sys.argv[1]), 1 << 30)
     await store.open()
     for batch in range(10**9):
         store.put({b"%d/%d" % (batch, index): b"value of %d" % batch * 20 for index in range(200)})
@@ -656,11 +656,11 @@ asyncio.run(main())
 TOGETHER = """
 import asyncio, sys
 from pathlib import Path
-from reward_server.cache.store import Store
+from reward_server.cache.store import DiskStore
 
 async def main():
     sys.stdin.readline()
-    store = Store(Path(sys.argv[1]), 1 << 30)
+    store = DiskStore(Path(sys.argv[1]), 1 << 30)
     await store.open()
     for batch in range(20):
         store.put({b"%d" % (batch * 50 + index): b"value" for index in range(100)})
