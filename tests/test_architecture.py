@@ -33,7 +33,8 @@ SERVER_ARROWS = {
     "supervise": {"launch"},
     "serving": VALUES
     | {"addresses", "cache", "config", "execution", "launch", "observability", "processes", "scorers", "v1", "wire"},
-    "cli": VALUES | {"addresses", "client", "config", "launch", "observability", "scorers", "serving"},
+    "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
+    "cli": VALUES | {"evaluation", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
 PLUGIN_ARROWS = {
     "errors": set(),
