@@ -1,4 +1,8 @@
-"""Clients of a reward service. Loads neither torch nor trl."""
+"""Clients of a reward service, for threads and for asyncio, and reward functions for a stock TRL trainer.
+
+Owns connections, credentials, retries and hedges. Knows nothing of scorers or of trainers, and loads neither torch nor
+trl.
+"""
 
 from reward_server.client.clients import AsyncRewardClient, RewardClient
 from reward_server.client.credentials import ClientTLS

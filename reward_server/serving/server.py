@@ -144,6 +144,7 @@ class RewardServer(ManagedServer):
 
     async def listen(self) -> None:
         """Does the second half of startup: binds the addresses and takes calls. Raises ConfigError."""
+        self._current.scorers.observe(self.metrics)
         self.metrics.follow(self._counters)  # only now, since the page is made in another thread
         self._service = RewardService(
             self._current,
@@ -187,6 +188,7 @@ class RewardServer(ManagedServer):
         """Scores every new group with the prepared configuration. Groups in flight finish on the old one."""
         limits = prepared.config.limits
         self._admission.resize(limits.max_queued_completions, limits.max_queued_bytes)
+        prepared.scorers.observe(self.metrics)
         self._current.switch(prepared.scorers)
         self._config = prepared.config
 

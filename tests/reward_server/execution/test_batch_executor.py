@@ -14,8 +14,8 @@ import pytest
 from reward_server.client import AsyncRewardClient
 from reward_server.config import config_from_mapping
 from reward_server.errors import DeadlineError
-from reward_server.execution import fair_queue as fair
 from reward_server.execution.batcher import Batcher
+from reward_server.execution.fair_queue import current_caller
 from reward_server.scorers.base import Result, ScorerOptions, to_score
 from reward_server.scorers.batched import BatchedScorer, Sample
 from reward_server.serving.scorer_set import ScorerSet
@@ -167,7 +167,7 @@ async def test_runs_and_callers_share_the_model() -> None:
         order: list[str] = []
 
         async def ask(run: str, caller: str) -> None:
-            fair.caller.set((run, caller))
+            current_caller.set((run, caller))
             await loaded.score(make_group(["a" * 100], run_id=run))
             order.append(run)
 

@@ -1,4 +1,4 @@
-"""Work of many callers, in batches: each gets its own, what fails costs itself, what is not wanted is not computed."""
+"""Samples of many callers share batches: each caller gets its own outputs, and a failure costs its own sample only."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ async def test_a_worker_scores_a_group() -> None:
 
 async def test_the_card_says_what_is_known_only_once_the_function_is_loaded() -> None:
     async with pool_of(function="once_a_call") as pool:
-        assert pool.cards["f"].required_columns == ("tally",)
-        assert pool.cards["f"].version
+        assert pool.descriptions["f"].required_columns == ("tally",)
+        assert pool.descriptions["f"].version
 
 
 async def test_what_user_code_prints_disturbs_nothing() -> None:
