@@ -19,7 +19,7 @@ from reward_server.config import ServerConfig
 from reward_server.errors import RewardServerError
 from reward_server.execution.threads import in_thread
 from reward_server.observability.metrics import CollectorRegistry, MetricsPage
-from reward_server.processes.lifetime import ended, has_terminal, killed_after
+from reward_server.processes.lifetime import ended, has_terminal, kill_after_end_of
 from reward_server.serving.reload import ReloadRequests
 from reward_server.serving.security import Security
 from reward_server.types import Group, ServerInfo
@@ -203,7 +203,9 @@ async def _stopped_with_parent(server: ManagedServer, parent_pid: int | None) ->
     if parent_pid is None:
         yield
         return
-    killed_after(parent_pid, _ORPHAN_GRACE_S)  # a scorer that blocks the event loop would also block the next lines
+    kill_after_end_of(
+        parent_pid, _ORPHAN_GRACE_S
+    )  # a scorer that blocks the event loop would also block the next lines
     task = asyncio.create_task(ended(parent_pid))
     task.add_done_callback(lambda task: None if task.cancelled() else server.ask_to_stop(at_once=True))
     try:

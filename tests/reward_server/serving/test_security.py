@@ -136,7 +136,7 @@ def test_tokens_rotate_without_a_restart_on_both_sides(start: Start, tokens: Pat
         tokens.write_text("")  # as when a write has only begun
         own.write_text(NEXT)
         client.info(5)
-    assert "the tokens of before stay accepted: tokens_file: " in log.read_text()
+    assert "the old tokens stay accepted: tokens_file: " in log.read_text()
     assert "secret" not in log.read_text()
 
 
@@ -177,8 +177,8 @@ def test_a_client_says_what_is_wrong_with_its_token(tmp_path: Path) -> None:
     ("credentials", "lacks"),
     [
         ((), "callers are neither authenticated nor encrypted: set tls, and tokens_file or tls.client_ca"),
-        (("tokens",), "tokens would travel in plain text: set tls"),
-        (("tls",), "anybody may call: set tokens_file, or tls.client_ca"),
+        (("tokens",), "tokens would travel unencrypted: set tls"),
+        (("tls",), "anybody there may call: set tokens_file or tls.client_ca"),
         (("tls", "tokens"), None),
         (("mutual",), None),
     ],
