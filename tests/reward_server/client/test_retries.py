@@ -13,8 +13,8 @@ from reward_server.client import RewardClient
 from reward_server.client.retries import Budget, Retries, pushback_of
 from reward_server.client.timers import Timers
 from reward_server.errors import TABLE, ConfigError
-from tests.reward_server.client.test_client import peer
 from tests.support.builders import make_group
+from tests.support.peers import peer
 from tests.support.processes import wait_until
 
 

@@ -133,7 +133,7 @@ pending.exception()
 def test_a_server_whose_event_loop_is_blocked_ends_within_5_s_of_its_owner_too(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     started = tmp_path / "started"
-    deaf = function("deaf", function=f"{root}/tests/faults/broken.py:make_deaf_loop", factory=True, place="loop")
+    deaf = function("deaf", function=f"{root}/tests/support/broken.py:make_deaf_loop", factory=True, place="loop")
     config = {"scorers": [{**deaf, "kwargs": {"seconds": 60, "started": str(started)}}], "workers": 1}
     owner = subprocess.Popen(
         [sys.executable, "-c", BLOCKED.format(root=str(root), config=config)], stdout=subprocess.PIPE, text=True
