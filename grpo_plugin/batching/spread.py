@@ -15,10 +15,12 @@ Legend: M rows that are computed, U units, C possible moves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
+from grpo_plugin.batching.micro_batches import balanced
 
 Ints = npt.NDArray[np.int64]
 
@@ -57,14 +59,39 @@ class _Moves:
 
 
 def spread(work: Work, ranks: int) -> tuple[Ints, int]:
-    """The rank that computes each row, and the cost of the slowest rank."""
+    """The rank that computes each row, and the cost of the slowest rank.
+
+    Where few rows are on each rank, steps one at a time may end far from the best. The search then starts again from
+    all units dealt out anew, and that result is taken if it is clearly faster.
+    """
     search = _Search(work, ranks)
-    slowest_at_home = int(search.load.max())
+    best_M, at_home = work.rank_M, search.slowest
+    slowest = at_home
     search.run()
-    slowest = int(search.load.max())
-    if slowest > slowest_at_home * (1 - TOLERANCE):
-        return work.rank_M, slowest_at_home
-    return search.rank_M, slowest
+    if search.slowest < slowest * (1 - TOLERANCE):
+        best_M, slowest = search.rank_M, search.slowest
+    if search.slowest > search.limit:
+        again = _Search(replace(work, rank_M=_dealt(work, ranks)), ranks)
+        again.run()
+        if again.slowest < slowest * (1 - TOLERANCE):
+            best_M, slowest = again.rank_M, again.slowest
+    return best_M, slowest
+
+
+def _dealt(work: Work, ranks: int) -> Ints:
+    """All units in parts of about equal cost, each part on a rank that holds much of it."""
+    _, first, unit_M = np.unique(work.unit_M, return_index=True, return_inverse=True)
+    cost_U = sums(unit_M, work.weight_M, len(first)) + work.fixed_M[first]
+    part_U = np.zeros(len(first), dtype=np.int64)
+    for part, units in enumerate(balanced(cost_U.tolist(), ranks)):
+        part_U[units] = part
+    held = sums(part_U * ranks + work.rank_M[first], cost_U, ranks * ranks).reshape(ranks, ranks)
+    rank_of_part = np.zeros(ranks, dtype=np.int64)
+    for _ in range(ranks):  # the heaviest claim first
+        part, rank = divmod(int(held.argmax()), ranks)
+        rank_of_part[part] = rank
+        held[part, :], held[:, rank] = -1, -1
+    return rank_of_part[part_U[unit_M]]
 
 
 class _Search:
@@ -80,6 +107,10 @@ class _Search:
         largest_row = int((work.weight_M + work.fixed_M).max(initial=0))
         best = max(-(-int(self.load.sum()) // ranks), largest_row)
         self.limit, self.least_gain = int(best * (1 + TOLERANCE)), int(best * _LEAST_GAIN) + 1
+
+    @property
+    def slowest(self) -> int:
+        return int(self.load.max())
 
     def run(self) -> None:
         for _ in range(4 * len(self.rank_M)):
