@@ -25,7 +25,7 @@ from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 
 from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
-from grpo_plugin.batching.exchange import exchange, executors, move, select
+from grpo_plugin.batching.exchange import Padded, exchange, executors, move
 from grpo_plugin.batching.forward import find_layout, packed_forward
 from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
 from grpo_plugin.batching.plan import Layout, PackedLayout, make_plan
@@ -35,9 +35,8 @@ from grpo_plugin.batching.rows import (
     MicroBatchStats,
     StepRows,
     filler,
-    fit,
     fit_completions,
-    trim,
+    padded_fields,
     trimmed,
 )
 from grpo_plugin.batching.table import Table
@@ -292,22 +291,22 @@ class TokenBatchTrainer(GRPOTrainer):
             return whole[0]
         budget = self._budget(batch_size or len(input_ids), table)
         plan = make_plan(table.rows, table.members(prune=False), ranks.count, budget, layout)
-        held, rows = move(fit(fields, *table.widths), table.rows.rank_R, plan, ranks)
-        place = {row: index for index, row in enumerate(held)}
-        parts = [select(rows, [place[row] for row in batch]) if batch else filler(fields) for batch in plan[ranks.rank]]
-        found = self._in_micro_batches(model, parts, rows["completion_ids"].shape[1])[: len(held)]
+        held = move(fields, padded_fields(fields, table), table.rows.rank_R, plan, ranks)
+        multiple = self.pad_to_multiple_of
+        parts = [held.select(batch, multiple) if batch else filler(fields, multiple) for batch in plan[ranks.rank]]
         order = [row for batch in plan[ranks.rank] for row in batch]
+        lengths = {"values": Padded(table.rows.completion_tokens_R)}
+        found = self._in_micro_batches(model, parts, lengths["values"].width(order))[: len(order)]
         target_R = executors(plan, len(table.rows.rank_R))
-        back, values = exchange({"values": found}, order, target_R, table.rows.rank_R, ranks)
+        back = exchange({"values": found}, lengths, order, target_R, table.rows.rank_R, ranks)
         log_probs = found.new_zeros((len(input_ids), width))
-        index = torch.tensor(back, dtype=torch.int64, device=found.device) - ranks.rank * len(input_ids)
-        return log_probs.index_copy(0, index, fit_completions(values["values"], width))
+        index = torch.tensor(back.rows, dtype=torch.int64, device=found.device) - ranks.rank * len(input_ids)
+        return log_probs.index_copy(0, index, fit_completions(back.select(back.rows)["values"], width))
 
     def _in_micro_batches(self, model: Any, parts: list[dict[str, torch.Tensor]], width: int) -> torch.Tensor:
         """The parts' log-probabilities, forward by forward, one below the other and `width` wide."""
         found = []
-        for rows in parts:
-            part = trim(rows, self.pad_to_multiple_of)
+        for part in parts:
             ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
             mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
             own = part["completion_ids"].shape[1]
