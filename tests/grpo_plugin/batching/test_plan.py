@@ -17,8 +17,8 @@ from grpo_plugin.batching.plan import (
     Rows,
     attention_cost,
     make_plan,
-    worth_sharing,
 )
+from grpo_plugin.batching.units import worth_sharing
 
 PADDED, PACKED, SHARED = (
     PaddedLayout(attention=0.0),
