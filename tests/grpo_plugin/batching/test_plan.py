@@ -87,7 +87,7 @@ def test_every_row_is_computed_once_under_the_budget_in_as_many_micro_batches_on
 
 
 def anything(seed: int) -> tuple[Rows, list[int], int, int]:
-    """Rows, those to compute, ranks and a budget: groups on several ranks, ranks without work, equal rows, long ones."""
+    """Rows, those to compute, ranks and a budget: groups on several ranks, idle ranks, equal rows, long ones."""
     draw = np.random.default_rng(seed)
     ranks, per_rank, group = int(draw.integers(1, 10)), int(draw.integers(1, 13)), int(draw.integers(1, 9))
     count = ranks * per_rank
