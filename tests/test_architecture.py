@@ -112,10 +112,12 @@ def test_every_room_is_on_the_map(package: str, arrows: dict[str, set[str]]) -> 
     assert rooms == set(arrows)
 
 
-def test_every_folder_says_what_it_owns_and_what_it_does_not_know() -> None:
-    for path in [*files("reward_server"), *files("grpo_plugin")]:
-        if path.name == "__init__.py" and path.parent.name not in ("v1", "reward_server", "grpo_plugin"):
-            assert "Owns" in (ast.get_docstring(ast.parse(path.read_text())) or ""), path.relative_to(ROOT)
+def test_every_room_says_what_it_owns() -> None:
+    for package, arrows in (("reward_server", SERVER_ARROWS), ("grpo_plugin", PLUGIN_ARROWS)):
+        for path in (ROOT / package / room / "__init__.py" for room in arrows if room != "v1"):
+            if path.exists():
+                docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+                assert "Owns" in docstring, f"{path.relative_to(ROOT)} does not say what the room owns"
 
 
 def test_the_server_never_imports_the_plugin() -> None:
