@@ -326,7 +326,7 @@ def test_files_of_a_client_that_cannot_be_used_are_named(certificates: Certifica
     for tls in (ClientTLS("missing.pem"), ClientTLS(key), ClientTLS(None, key, key)):
         with RewardClient("127.0.0.1:1", tls=tls) as client:
             assert "pem" in refusal(lambda client=client: client.connect(5), ConfigError).lower()
-    assert "give both, or neither" in refusal(lambda: ClientTLS(cert_file=key), ConfigError)
+    assert "give cert_file and key_file, or neither" in refusal(lambda: ClientTLS(cert_file=key), ConfigError)
     assert "leave tls out" in refusal(lambda: RewardClient("unix:x", tls=ClientTLS()), ConfigError)
     assert "server_name" in refusal(lambda: RewardClient(["127.0.0.1:1", "127.0.0.1:2"], tls=ClientTLS()), ConfigError)
 
