@@ -10,6 +10,7 @@ decoding a truncated completion can produce) travels as an escaped JSON string.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -266,22 +267,8 @@ def encode_info(info: ServerInfo) -> pb.GetServerInfoResponse:
         wire_version=info.wire_version,
         server_version=info.server_version,
         config_digest=info.config_digest,
-        scorers=[
-            pb.ScorerInfo(
-                name=scorer.name,
-                kind=scorer.kind,
-                version=scorer.version,
-                weight=scorer.weight,
-                deterministic=scorer.deterministic,
-                group_aware=scorer.group_aware,
-                required_columns=scorer.required_columns,
-            )
-            for scorer in info.scorers
-        ],
-        limits=pb.Limits(
-            max_group_bytes=info.limits.max_group_bytes,
-            max_completions=info.limits.max_completions,
-        ),
+        scorers=[pb.ScorerInfo(**dataclasses.asdict(scorer)) for scorer in info.scorers],
+        limits=pb.Limits(**dataclasses.asdict(info.limits)),
     )
 
 
