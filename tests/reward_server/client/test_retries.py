@@ -1,4 +1,4 @@
-"""When a call is tried again, worked by hand: back-off, push-back, budget, hedge. And timers."""
+"""When a call is tried again, worked by hand: back-off, push-back, budget, hedge."""
 
 from __future__ import annotations
 
