@@ -9,6 +9,5 @@
     pool        the server's side: runners started, asked, killed, replaced
     attacks     what must be stopped, tried before a server serves
 
-Owns the confinement, its limits and how a program ended. Knows nothing of scorers, groups or scores: it is given a
-program with an input or a test, and says how the run ended.
+Knows nothing of scorers, groups or scores: it is handed a program and input or a test, and tells how that ended.
 """
