@@ -27,7 +27,7 @@ class Program:
                 return line.strip()
         raise AssertionError(f"it ended without a line {start!r}: {self.process.communicate(timeout=30)[1]}")
 
-    def signal_group(self, number: signal.Signals, timeout_s: float = 30.0) -> tuple[int, str]:
+    def signal_group(self, number: signal.Signals, timeout_s: float = 60.0) -> tuple[int, str]:
         """Sends a signal to the process group, as Ctrl-C does. Returns the exit code and what went to standard error.
 
         Asserts that no process is left that the program started.

@@ -31,8 +31,8 @@ else:
 client = RewardClient(server.endpoint)
 client.connect(60)
 pending = [client.submit(Group("p", (Completion("sleep 600"),), group_id=str(n)), timeout_s=600) for n in range(4)]
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     pending[0].result()
 except KeyboardInterrupt:
     client.close()
