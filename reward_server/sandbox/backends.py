@@ -3,7 +3,7 @@
 Owns the two tools' options and what they call things. Knows nothing of programs: it is handed a command and a folder.
 Runs in the runner's process, never in the server's.
 
-    process = backend.start(command, folder, sight, limits)     raises SandboxError
+    process = backend.start(command, folder, sight, limits, is_folder_shared)     raises SandboxError
     process.pid, process.stdin, process.stdout, process.stderr  (file descriptors)
     returncode = process.end()                                  kills it and all that it started
 """
@@ -76,14 +76,18 @@ class Backend(Protocol):
     """Whether its runner should have a process namespace of its own, in which nothing outlives the runner."""
     threads_count: ClassVar[bool]
     """Whether processes are limited by the kernel's count, which counts threads too."""
+    limits_processes: ClassVar[bool]
+    """Whether the limit of processes holds exactly."""
 
     def missing(self) -> str | None:
         """What is lacking here and the way out; None if nothing is."""
 
     def version(self) -> str: ...
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
-        """Starts a command in an empty folder of its own, which goes with it."""
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
+        """Starts a command in an empty folder of its own. Where that is shared, the caller sees the files in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class Sandlock:
     name: ClassVar[str] = "sandlock"
     needs_namespaces: ClassVar[bool] = True
     threads_count: ClassVar[bool] = False
+    limits_processes: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         try:
@@ -109,7 +114,9 @@ class Sandlock:
 
         return f"sandlock-{version('sandlock')}"
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
         import sandlock  # noqa: PLC0415 - only where it runs
         from sandlock.sandbox import StdioMode  # noqa: PLC0415
 
@@ -161,6 +168,7 @@ class Bubblewrap:
     name: ClassVar[str] = "bubblewrap"
     needs_namespaces: ClassVar[bool] = False  # makes its own
     threads_count: ClassVar[bool] = True
+    limits_processes: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         if shutil.which("bwrap") is None:
@@ -173,16 +181,20 @@ class Bubblewrap:
         asked = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True, timeout=10)
         return "-".join(asked.stdout.split()[:2])
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
         binds = [part for path in sight.all for part in ("--ro-bind", path, path)]
         binds += [part for path in _DEVICES for part in ("--dev-bind-try", path, path)]
+        in_memory = ("--size", str(limits.disk_bytes), "--tmpfs", "/work")
         return _Child(
             [
                 *("bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"),
                 *("--cap-drop", "ALL", "--clearenv"),
                 *(part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)),
                 *binds,
-                *("--size", str(limits.disk_bytes), "--tmpfs", "/work", "--chdir", "/work", "--"),
+                *(("--bind", str(folder), "/work") if is_folder_shared else in_memory),
+                *("--chdir", "/work", "--"),
                 *command,
             ],
             folder,
@@ -196,6 +208,7 @@ class Unconfined:
     name: ClassVar[str] = "none"
     needs_namespaces: ClassVar[bool] = True
     threads_count: ClassVar[bool] = False
+    limits_processes: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         return None
@@ -203,7 +216,9 @@ class Unconfined:
     def version(self) -> str:
         return "none"
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
         return _Child(command, folder)
 
 

@@ -24,11 +24,13 @@ class UnusableTestError(ValueError):
 
 
 class End(enum.Enum):
-    """How a program's run ended. All but `PASSED` and `EXITED` are ends of programs that failed."""
+    """How a program's run ended. All but `PASSED`, `EXITED` and `RETURNED` are ends of programs that failed."""
 
     PASSED = "passed"
     EXITED = "exited"
     """It ended by itself with exit code 0: whether what it printed is right, the caller says."""
+    RETURNED = "returned"
+    """The function that was called returned: whether what it returned is right, the caller says."""
     WRONG_ANSWER = "wrong_answer"
     RUNTIME_ERROR = "runtime_error"
     TIME_LIMIT = "time_limit"
@@ -55,6 +57,9 @@ class Limits:
     """What it may print, standard output and standard error together."""
     disk_bytes: int
     """What it may write to its folder."""
+
+    def with_processes(self, processes: int) -> Limits:
+        return dataclasses.replace(self, processes=processes)
 
     @property
     def cpu_s(self) -> int:
@@ -93,16 +98,23 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a program: with a standard input, or against a test, which is Python that raises if it fails."""
+    """One run of a program: with a standard input, against a test, or with one call of a function of its own."""
 
     program: str
     stdin: str = ""
     test: str | None = None
+    """Python that raises if the program is wrong."""
+    call: str | None = None
+    """The line that asks the program's process for a call (`calls.request`)."""
+    before: str = ""
+    """Python that is executed before the program, in its names; it may be incomplete. The stub that it completes."""
+    common_names: bool = False
+    """Whether a program that is called finds the names that LeetCode imports, and may recurse as deep as there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended, what it printed, and the last line of what it complained of."""
+    """How a run ended, what it printed (or the line that it answered a call with), and its last complaint."""
 
     end: End
     stdout: str = ""
