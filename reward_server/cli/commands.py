@@ -137,7 +137,7 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
     try:
         print(f"configuration {scorers.info.config_digest[:12]}: {len(scorers.info.scorers)} scorers are loaded")
         for info, scorer in zip(scorers.info.scorers, scorers.scorers, strict=True):
-            print(f"  {describe(info)}; runs in: {scorer.place.value}")
+            print(f"  {describe(info)}; runs in: {scorer.place.value}", *scorer.notes, sep="\n    ")
         if sample is None:
             return await _score_made_up_sample(scorers)
         return await _score_sample(scorers, sample_of_file(sample), sample)
@@ -147,7 +147,7 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
 
 async def _score_made_up_sample(scorers: ScorerSet) -> int:
     """As text; and as messages for those that fail on it, since a function may read only one of the two forms."""
-    text, messages = made_up(scorers.info.scorers)
+    text, messages = made_up(scorers.info.scorers, scorers.scorers)
     fail = await failing_on(scorers, text)
     passing = tuple(info.name for info in scorers.info.scorers if info.name not in fail)
     if passing:

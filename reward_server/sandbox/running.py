@@ -124,7 +124,7 @@ class _Running(ABC):
     def _on_output(self, piece: bytes) -> None:
         """Takes what the program wrote to its standard output."""
 
-    def _on_end(self) -> None:
+    def _on_end(self) -> None:  # noqa: B027 - only a test has to be told
         """Told once the program has ended, and all that it wrote was handed on."""
 
     @abstractmethod

@@ -12,8 +12,8 @@ Owns the way of these modules into a confined process. Such a process can read n
 """
 
 from __future__ import annotations
-
 import __future__
+
 import functools
 import marshal
 import os

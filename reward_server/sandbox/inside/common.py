@@ -23,8 +23,8 @@ _NAMES = {
     "functools": "cache cached_property cmp_to_key lru_cache partial reduce total_ordering wraps",
     "itertools": "accumulate chain combinations combinations_with_replacement compress count cycle dropwhile "
     "filterfalse groupby islice pairwise permutations product repeat starmap takewhile tee zip_longest",
-    "math": "acos asin atan atan2 cbrt ceil comb cos degrees dist e exp fabs factorial floor fmod gcd hypot inf isclose "
-    "isfinite isinf isnan isqrt lcm log log10 log2 nan perm pi prod radians sin sqrt tan tau trunc",
+    "math": "acos asin atan atan2 cbrt ceil comb cos degrees dist e exp fabs factorial floor fmod gcd hypot inf "
+    "isclose isfinite isinf isnan isqrt lcm log log10 log2 nan perm pi prod radians sin sqrt tan tau trunc",
     "operator": "add and_ attrgetter itemgetter mul neg or_ sub xor",
     "string": "ascii_letters ascii_lowercase ascii_uppercase digits punctuation whitespace",
     "copy": "deepcopy",

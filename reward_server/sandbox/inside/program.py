@@ -66,7 +66,7 @@ def execute(before: str, program: str, names: dict[str, Any]) -> None:
 
 
 def add_what_site_adds() -> None:
-    """`exit`, `quit`, `copyright`, `credits`, `license` and `help`, which an interpreter without `site` does not have."""
+    """`exit`, `quit`, `copyright`, `credits`, `license` and `help`, which Python without `site` does not have."""
     import builtins  # noqa: PLC0415
 
     if not hasattr(builtins, "exit"):

@@ -21,7 +21,8 @@ from reward_server.launch import ServerProcess
 from reward_server.sandbox.backends import BACKENDS, Unconfined
 from reward_server.scorers.base import Result
 from reward_server.scorers.code import CodeScorer
-from reward_server.scorers.code_tests import CodeTest, program_of, read_tests
+from reward_server.scorers.code.programs import program_of
+from reward_server.scorers.code.shapes import CodeTest, read_tests
 from reward_server.scorers.registry import build, parse_options
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Group, Score, Status
