@@ -5,14 +5,15 @@ Owns the table of names and modules. Only what a program uses is imported, since
 
 from __future__ import annotations
 
+import builtins
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import CodeType
-    from typing import Any
 
 _MODULES = (
-    "bisect collections copy datetime decimal fractions functools heapq io itertools json math operator os queue random "
-    "re statistics string sys time typing"
+    "bisect collections copy datetime decimal fractions functools heapq io itertools json math operator os queue "
+    "random re statistics string sys time typing"
 )
 _NAMES = {
     "typing": "Any Callable DefaultDict Deque Dict FrozenSet Generator Generic Iterable Iterator List Literal Mapping "
@@ -38,8 +39,9 @@ _NAMES = {
 DEPTH = 50_000  # calls that a program may nest, as LiveCodeBench allows them
 
 
-def add_common_names(text: str, names: dict[str, Any]) -> None:
-    """Imports into these names what the program uses of them. What it defines itself replaces them."""
+def add_common_names(text: str) -> None:
+    """Makes builtins of those that a program uses: what it defines itself comes first, and none counts as its own."""
+    names = builtins.__dict__
     try:
         used = _used(compile(text, "program.py", "exec", dont_inherit=True))
     except (SyntaxError, ValueError):  # left for the program's own run to say

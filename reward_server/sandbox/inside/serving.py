@@ -31,7 +31,7 @@ def main() -> None:
     module = sys.modules["program"] = type(sys)("program")
     module.__file__ = "program.py"
     if with_common_names:
-        common.add_common_names(program, module.__dict__)
+        common.add_common_names(program)
     execute(before, program, module.__dict__)
     desk = Desk(module)
     for line in requests:
