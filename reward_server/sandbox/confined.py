@@ -15,7 +15,7 @@ from reward_server.sandbox.backends import BACKENDS, Sight
 from reward_server.sandbox.inside import command
 from reward_server.sandbox.inside.program import READY
 from reward_server.sandbox.pipes import Pipes, read
-from reward_server.sandbox.runs import Plan, SandboxError, last_line
+from reward_server.sandbox.runs import Limits, Plan, SandboxError, last_line
 
 _THREADS = 64  # that a process may have where the kernel counts threads as processes
 _MOST_PIECES = 17  # that a pipe may hold, whatever its writer made of it (1 MiB, pipe(7)); others may go on writing
@@ -35,14 +35,14 @@ class Confined:
         *,
         on_output: Callable[[bytes], object],
         on_end: Callable[[], object],
-        processes: int | None = None,
+        limits: Limits | None = None,
         is_folder_shared: bool = False,
     ):
         """Raises SandboxError. `texts` is what the process is asked to run; what follows it is fed to `stdin`."""
         self._pipes, self._on_output, self._on_end = pipes, on_output, on_end
         self.folder = folder
         folder.mkdir()
-        limits = plan.limits if processes is None else plan.limits.with_processes(processes)
+        limits = limits or plan.limits
         backend = BACKENDS[plan.backend]
         self.process = backend.start(
             command(plan.python, modules), folder, Sight(plan.readable), limits, is_folder_shared

@@ -21,7 +21,7 @@ from reward_server.sandbox.confined import Confined
 from reward_server.sandbox.folders import fits, remove
 from reward_server.sandbox.inside import PROGRAM_RUN, PROGRAM_SERVED
 from reward_server.sandbox.pipes import Pipes
-from reward_server.sandbox.runs import End, Outcome, Plan, Run, UnusableTestError, end_of
+from reward_server.sandbox.runs import End, Outcome, Plan, Run, SandboxError, UnusableTestError, end_of
 from reward_server.sandbox.test_host import TestHost
 
 _START_S = 10.0  # for an interpreter to come up on a busy machine; no program runs yet
@@ -58,13 +58,15 @@ class Runs:
             remove(own)
 
     def close(self) -> None:
+        """Ends the host of the tests."""
         if self._host is not None:
             self._host.end()
+            remove(self._host.confined.folder)
             self._host = None
 
     def _tested(self, run: Run, own: Path) -> Outcome:
         """The host is kept only after a run that ended well: whatever goes wrong must not reach the next test."""
-        host, self._host = self._host or self._new_host(), None
+        host, self._host = self._sound_host(), None
         running: _WithTest | None = None
         is_kept = False
         try:
@@ -76,13 +78,16 @@ class Runs:
         finally:
             if running is not None:
                 running.end()
-            if is_kept:
-                self._host = host
-            else:
-                host.end()
-                remove(host.confined.folder)
+            self._host = host
+            if not is_kept:
+                self.close()
 
-    def _new_host(self) -> TestHost:
+    def _sound_host(self) -> TestHost:
+        """The host of the last test, or a new one: somebody may have killed it since."""
+        self._pipes.wait(0)
+        if self._host is not None and not self._host.confined.has_ended:
+            return self._host
+        self.close()
         return TestHost(self._plan, self._pipes, Path(tempfile.mkdtemp(dir=self._folder)) / "tests")
 
 
@@ -273,6 +278,8 @@ class _WithTest(_Running):
 
     def _judged(self, returncode: int, seconds: float) -> Outcome:
         verdict = self._verdict
+        if verdict is None and self._host.confined.has_ended:
+            raise SandboxError(f"the process that hosts the tests ended: {self._host.confined.complaint()}")
         if verdict is None:  # it choked on what the program answered: the same tests run for other programs
             complaint = self._host.confined.complaint()
             end = end_of(self._test.returncode or 0, complaint, seconds, self._limits)

@@ -58,9 +58,6 @@ class Limits:
     disk_bytes: int
     """What it may write to its folder."""
 
-    def with_processes(self, processes: int) -> Limits:
-        return dataclasses.replace(self, processes=processes)
-
     @property
     def cpu_s(self) -> int:
         return math.ceil(self.time_s)

@@ -8,6 +8,7 @@ after it. So a program cannot leave anything for the test of the next one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ class TestHost:
     def __init__(self, plan: Plan, pipes: Pipes, folder: Path):
         """Raises SandboxError."""
         self._pipes = pipes
+        self._cpu_s = plan.limits.cpu_s
         self._count = 0
         self._said = bytearray()
         self._test: Test | None = None
@@ -43,7 +45,8 @@ class TestHost:
             TESTS,
             on_output=self._on_output,
             on_end=self._on_end,
-            processes=plan.limits.processes + 1,  # itself
+            # One process for itself. It forks for as long as the runner lives, so only its tests' time is limited.
+            limits=dataclasses.replace(plan.limits, processes=plan.limits.processes + 1, time_s=0.0),
             is_folder_shared=True,
         )
 
@@ -53,7 +56,7 @@ class TestHost:
         self.confined.errors.clear()
         self._test = Test(self._pipes, self.confined.folder, self._count, on_line)
         body = text.encode("utf-8", "surrogatepass")
-        self._pipes.feed(self.confined.stdin, f"{self._count} {len(body)}\n".encode() + body)
+        self._pipes.feed(self.confined.stdin, f"{self._count} {self._cpu_s} {len(body)}\n".encode() + body)
         return self._test
 
     def finish(self) -> bool:

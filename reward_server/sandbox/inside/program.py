@@ -36,7 +36,8 @@ def start() -> list[str]:
         header += posix.read(0, 1) or b"\n"
     cpu_s, memory_bytes, disk_bytes, open_files, processes, *sizes = map(int, header.split())
     texts = [read(size).decode("utf-8", "surrogatepass") for size in sizes]
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    if cpu_s:
+        limit_cpu(cpu_s)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (disk_bytes, disk_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
@@ -45,6 +46,11 @@ def start() -> list[str]:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     posix.write(1, READY)
     return texts
+
+
+def limit_cpu(seconds: int) -> None:
+    """Of this process; SIGXCPU at the limit, SIGKILL a second later."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
 
 
 def read(size: int) -> bytes:
@@ -82,7 +88,8 @@ def add_what_site_adds() -> None:
 
 def add_depth(more: int) -> None:
     """Lets the program recurse as deep as in a script, and so many calls deeper: our own calls are below it here."""
-    frame, depth = sys._getframe(), 1
+    frame = sys._getframe()
+    depth = 1 if sys.version_info >= (3, 12) else 3  # before, each of our `exec` counted, too
     while frame := frame.f_back:  # type: ignore[assignment]
         depth += 1
     sys.setrecursionlimit(sys.getrecursionlimit() + depth + more)

@@ -4,15 +4,15 @@ Owns the life of a test and its verdict. Starting an interpreter takes longer th
 once. It never reads what comes from a program: each test talks to its program through two named pipes of its own, in
 the folder where it runs. The host is told over standard input, which only the runner writes to.
 
-    the host    -> a line of a number and a size, and the test's text   <- P and the process's id, E and its exit code
-    the test    -> an answer of the program's, for each request         <- C and a request, or V and the verdict
+    the host    -> a line (number, seconds of processor, size) and the text   <- P and a process id, E and its exit code
+    the test    -> an answer of the program's, for each request               <- C and a request, or V and the verdict
 """
 
 from __future__ import annotations
 
 import posix
 
-from reward_server.sandbox.inside.program import READY, read, start
+from reward_server.sandbox.inside.program import READY, limit_cpu, read, start
 from reward_server.sandbox.inside.remote import Line, Names, Unusable
 
 TYPE_CHECKING = False
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 def main() -> None:
     start()
     while request := _line():
-        number, size = map(int, request.split())
+        number, cpu_s, size = map(int, request.split())
         test = read(size).decode("utf-8", "surrogatepass")
         child = posix.fork()
         if child == 0:
+            limit_cpu(cpu_s)
             _run(number, test)
         posix.write(1, b"P%d\n" % child)
         _, status = posix.waitpid(child, 0)
