@@ -14,6 +14,7 @@ from reward_server.scorers.base import text_of
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*\{?\.?(?P<language>[^\s`{}]*)[^`]*")
 _PYTHON = ("python", "python3", "py")
+_INDENT = 4
 _CODE = re.compile(r"\s*(?:from|import|def|class|async|@|#|\"\"\"|''')")
 
 
@@ -112,11 +113,11 @@ def _indented(body: str) -> str:
     first, *rest = lines
     if _depth(first) == 0:
         depths = [_depth(line) for line in rest if line.strip()]
-        least_if_indented = 5 if first.rstrip().endswith(":") else 1
-        if all(depth >= least_if_indented for depth in depths):
-            lines[0] = f"    {first}"
+        opens_a_block = first.rstrip().endswith(":")
+        if all(depths) and not (opens_a_block and depths and depths[0] < 2 * _INDENT):
+            lines[0] = " " * _INDENT + first
         else:
-            return "\n".join(f"    {line}" for line in lines)
+            return "\n".join(" " * _INDENT + line for line in lines)
     end = next((n for n, line in enumerate(lines) if line.strip() and _depth(line) == 0), len(lines))
     return "\n".join(lines[:end])
 

@@ -27,7 +27,7 @@ SCORERS: dict[str, dict[str, Any]] = {
     "apps": {"column": "input_output"},
     "code_contests": {"sandbox": "none", "column": ["public_tests", "private_tests", "generated_tests"]},
     "live_code_bench": {"sandbox": "none", "column": "public_test_cases", "entry_point_column": "metadata"},
-    "human_eval": {"column": "test", "entry_point_column": "entry_point"},
+    "human_eval": {"sandbox": "none", "column": "test", "entry_point_column": "entry_point"},
     "mbpp": {"sandbox": "none", "column": "test_list", "setup_column": "test_setup_code"},
     "plus": {"column": "test", "entry_point_column": "entry_point", "site_packages": True, "time_limit_s": 20},
 }
