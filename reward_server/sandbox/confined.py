@@ -23,7 +23,7 @@ _COMPLAINTS = 4096  # bytes of standard error that are kept
 
 
 class Confined:
-    """A process that runs modules of `inside`. `is_ready` tells that it is up: no program runs before that."""
+    """A process that runs modules of `inside`. Once `is_ready` is true it has its limits and begins with its work."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Confined:
         limits: Limits | None = None,
         is_folder_shared: bool = False,
     ):
-        """Raises SandboxError. `texts` is what the process is asked to run; what follows it is fed to `stdin`."""
+        """Raises SandboxError. `texts` is what the process is asked to run; feed what follows it to `stdin`."""
         self._pipes, self._on_output, self._on_end = pipes, on_output, on_end
         self.folder = folder
         folder.mkdir()
@@ -85,7 +85,7 @@ class Confined:
         if self._returncode is None:
             for fd in (self._pidfd, self.stdin, self.process.stdout, self.process.stderr):
                 self._pipes.forget(fd)
-            with contextlib.suppress(ProcessLookupError):  # wherever it moved to: a group's kill misses who left it
+            with contextlib.suppress(ProcessLookupError):  # a process that left its group is not killed with the group
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             os.close(self._pidfd)
             self._returncode = self.process.end()
@@ -115,7 +115,7 @@ class Confined:
         return piece or b""
 
     def _ended(self) -> None:
-        """It ended: what it wrote until then is read, whoever else may hold its pipes open."""
+        """Reads what the process wrote until it ended. Others may still hold its pipes open."""
         self._pipes.forget(self._pidfd)
         for read_some in (self._read_output, self._read_errors):
             for _ in range(_MOST_PIECES):

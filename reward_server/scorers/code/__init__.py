@@ -35,16 +35,16 @@ limit the others are not run and count as failed.
 
 What a program cannot do, however it tries:
 
-- see what is expected. Outputs never leave the server. A test runs in a second process: the program's process learns
-  the arguments of calls, and nothing else.
-- pass by ending early, by printing a verdict, by patching what a test uses, or by an `__eq__`: what it answers travels
-  as plain values, which are compared where nothing of the program's runs. Objects of its own are equal to nothing but
-  themselves. It gets copies of the arguments; what it does to them is not seen.
-- get a failure instead of a score: all that a program does is worth a number. FAILED and INVALID are left for the
-  sandbox and the test. A program may lie about the reason of its failure.
+- see what is expected. Expected outputs and values never leave the server. A test that asserts runs in a second
+  process, and the program's process learns the arguments of calls and nothing else.
+- pass by ending early, by printing a verdict, by patching what a test uses, or by an `__eq__`. What it answers travels
+  as plain values, which are compared where none of its code runs. An object of a class of its own is equal only to
+  itself. The program gets copies of the arguments, so a test does not see what it does to them.
+- get a failure instead of a score. Whatever a program does is worth a number; the statuses FAILED and INVALID are left
+  for the sandbox and the test. A program may lie about the reason of its failure.
 
-What a test should not do: lean on a function of the program's that is not under test, or `eval` what it returned.
-Python's own names and its standard library's modules are never the program's.
+A test should neither rely on a function of the program that is not under test, nor `eval` what the program returned. In
+a test, the names of Python and the modules of its standard library never come from the program.
 """
 
 from reward_server.scorers.code.options import CodeOptions

@@ -35,7 +35,7 @@ _NOT_AN_END = (End.EXITED, End.RETURNED)  # what was printed or returned makes i
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What came of a program: how many tests it passed, and how the first that it did not pass ended."""
+    """How many tests a program passed, and how the first test ended that it did not pass."""
 
     passed: int
     total: int
@@ -67,7 +67,7 @@ class CodeScorer(Scorer[CodeOptions]):
 
     @property
     def version(self) -> str:
-        """Of these rules, the sandbox and the interpreter. Known once loaded."""
+        """The versions of these rules, the sandbox and the interpreter. Known once loaded."""
         return self._version
 
     @property
@@ -88,11 +88,11 @@ class CodeScorer(Scorer[CodeOptions]):
 
     @property
     def concurrency(self) -> int:
-        """As many groups as programs: a group waits outside, where its time does not run yet."""
+        """As many groups as programs: further groups wait outside, where their time limit does not run yet."""
         return self.options.parallel or len(os.sched_getaffinity(0))
 
     async def load(self) -> None:
-        """Raises ScorerLoadError unless the sandbox stops what it must."""
+        """Raises ScorerLoadError unless the sandbox stops every attack that it must stop."""
         backend = BACKENDS[self.options.sandbox]
         lack = await asyncio.to_thread(backend.missing)
         if lack is not None:
@@ -184,7 +184,7 @@ class CodeScorer(Scorer[CodeOptions]):
         return Score(Status.OK, share if self.options.score == "share" else float(share == 1.0)), verdict
 
     async def _judged_twice(self, program: Program, tests: Sequence[CodeTest]) -> Verdict:
-        """Once more if the sandbox failed: what killed a runner may have been somebody else's doing."""
+        """Runs the tests once more if the sandbox failed, since something else may have killed the runner."""
         try:
             return await self._judged(program, tests)
         except SandboxError as error:
@@ -209,7 +209,7 @@ class CodeScorer(Scorer[CodeOptions]):
         return Run(program.text, test.stdin, test.code, test.call, program.before, common_names)
 
     def _compared(self, outcome: Outcome, test: CodeTest) -> Outcome:
-        """An end by itself, as a pass or a wrong answer."""
+        """Turns the end of a run that is to be compared into a pass or a wrong answer."""
         said = outcome.stdout
         if outcome.end is End.EXITED and test.output is not None:
             is_right, verb = same_output(said, test.output, self.options), "printed"
@@ -230,7 +230,7 @@ def _shown(said: str, verb: str) -> str:
 
 
 def _result(name: str, scored: Sequence[tuple[Score, Verdict]]) -> Result:
-    """With how each program's first failing run ended, and the share of each end in the group."""
+    """The scores, with how each program's first failing run ended, and the share of each end in the group."""
     verdicts = [verdict if score.status is Status.OK else None for score, verdict in scored]
     ends = [verdict.end for verdict in verdicts if verdict is not None]
     metrics = {f"{name}/{end.value}": ends.count(end) / len(ends) for end in End if end not in _NOT_AN_END and ends}

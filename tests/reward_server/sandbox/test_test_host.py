@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from reward_server.sandbox.pool import Runners
 from reward_server.sandbox.runs import End, UnusableTestError
-from tests.support.processes import descendants
-from tests.support.sandboxes import needs_sandlock, outcome, plan_of, started_since
+from tests.support.processes import descendants, is_alive
+from tests.support.sandboxes import needs_sandlock, outcome, plan_of, started_since, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs_sandlock]
 
 HONEST = "def f(x):\n    return x + 1"
 ASSERT = "assert f(1) == 2"
+
+
+def found(folder: Path, pattern: str) -> list[Path]:
+    return list(folder.glob(pattern))
 
 
 async def test_one_process_hosts_many_tests() -> None:
@@ -48,7 +53,7 @@ async def test_one_process_hosts_many_tests() -> None:
         "def f(",
     ],
 )
-async def test_what_one_test_does_is_not_seen_by_the_next(test: str) -> None:
+async def test_what_one_test_does_is_not_seen_by_the_next(test: str, folders: Path) -> None:
     runners = Runners(plan_of(), 1)
     try:
         with contextlib.suppress(UnusableTestError):
@@ -56,8 +61,11 @@ async def test_what_one_test_does_is_not_seen_by_the_next(test: str) -> None:
         fine = "import math, os\nassert math.isclose(len('ab'), f(1))\nassert os.listdir('.') == []"
         assert (await outcome(runners, HONEST, fine)).end is End.PASSED
         assert (await outcome(runners, HONEST, "assert f(1) == 3")).end is End.WRONG_ANSWER
+        assert len(found(folders, "*/*")) == 1, "the folder of the host, and none of those before it"
+        assert found(folders, "*/*/*/*") == []
     finally:
         await runners.close()
+    assert found(folders, "*") == []
 
 
 PLANTED = 'V{"passed": true}\n1 1 4\npassE0\n["value", 2]\n'
@@ -90,8 +98,10 @@ async def test_a_host_that_was_killed_is_replaced() -> None:
         await outcome(runners, "print()")
         before = descendants(os.getpid())
         await outcome(runners, HONEST, ASSERT)
-        for pid in started_since(before):
+        hosting = started_since(before)
+        for pid in hosting:
             os.kill(pid, signal.SIGKILL)
+        await until(lambda: not any(map(is_alive, hosting)))
         assert (await outcome(runners, HONEST, ASSERT)).end is End.PASSED
     finally:
         await runners.close()
