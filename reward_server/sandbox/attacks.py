@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_server.sandbox import calls
 from reward_server.sandbox.pool import Runners
 from reward_server.sandbox.runs import End, Outcome, Plan, Run, SandboxError
 
@@ -56,7 +57,7 @@ async def not_stopped(plan: Plan, size: int) -> list[str]:
 
 
 async def check_that_it_runs(plan: Plan) -> None:
-    """Raises SandboxError unless an honest program runs, with an input and against a test."""
+    """Raises SandboxError unless an honest program runs: with an input, against a test and with a call."""
     runners = Runners(plan, 1)
     try:
         await _check_that_it_runs(runners)
@@ -68,7 +69,9 @@ async def _check_that_it_runs(runners: Runners) -> None:
     async with runners.lease() as runner:
         by_input = await runner.ask(Run("print(int(input()) + 1)", stdin="41\n"))
         by_test = await runner.ask(Run("def f(x):\n    return [x + 1]", test="assert f(41) == [42]"))
-    for outcome, end, stdout in ((by_input, End.EXITED, "42\n"), (by_test, End.PASSED, "")):
+        by_call = await runner.ask(Run("def f(x):\n    return [x + 1]", call=calls.request("f", [41])))
+    expected = ((by_input, End.EXITED, "42\n"), (by_test, End.PASSED, ""), (by_call, End.RETURNED, '["value",[42]]'))
+    for outcome, end, stdout in expected:
         if (outcome.end, outcome.stdout) != (end, stdout):
             raise SandboxError(f"an honest program does not run in it: {outcome.end.value}, {outcome.detail}")
 

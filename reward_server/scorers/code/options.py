@@ -45,8 +45,9 @@ class CodeOptions(ScorerOptions):
     )
     common_names: bool = Field(
         True,
-        description="Whether a program whose function is called by name finds what LeetCode imports for its users "
-        "(List, deque, heapq, inf, …) and may recurse 50,000 calls deep. Programs that are run find nothing.",
+        description="Whether a program finds what LeetCode imports for its users (List, deque, heapq, inf, …) and may "
+        "recurse 50,000 calls deep, where a test calls its function by name or its class is `Solution`. Programs that "
+        "are run as scripts never do.",
     )
     sandbox: Literal["sandlock", "bubblewrap", "none"] = Field(
         "sandlock",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from reward_server.types import Group, Score, Status
 log = logging.getLogger("reward_server")
 
 _RULES = "2"
+_SOLUTION = re.compile(r"^class Solution\b", re.MULTILINE)
 _NOT_AN_END = (End.EXITED, End.RETURNED)  # what was printed or returned makes it another
 
 
@@ -205,7 +207,8 @@ class CodeScorer(Scorer[CodeOptions]):
         return Verdict(passed, len(tests), first.end, first.detail + self._hint(first.detail))
 
     def _run(self, program: Program, test: CodeTest) -> Run:
-        common_names = self.options.common_names and (test.call is not None or "__find__" in (test.code or ""))
+        is_for_leetcode = test.call is not None or _SOLUTION.search(program.text) is not None
+        common_names = self.options.common_names and is_for_leetcode
         return Run(program.text, test.stdin, test.code, test.call, program.before, common_names)
 
     def _compared(self, outcome: Outcome, test: CodeTest) -> Outcome:

@@ -205,6 +205,16 @@ async def test_why_a_call_failed_is_logged(scorer: CodeScorer) -> None:
     assert "tests/returned" not in got.metrics
 
 
+async def test_only_programs_for_leetcode_find_its_names(scorer: CodeScorer) -> None:
+    called = {"fn_name": "f", "inputs": [[4]], "outputs": [2]}
+    plain, solution = "def f(x): return isqrt(x)", "class Solution:\n    def f(self, x): return isqrt(x)"
+    assert await values(scorer, [plain, solution], called) == [1.0, 1.0]
+    assert await values(scorer, [plain, f"{solution}\nf = Solution().f"], "assert f(4) == 2") == [0.0, 1.0]
+    script = {"inputs": ["4"], "outputs": ["2"]}
+    assert await values(scorer, ["print(isqrt(int(input())))"], script) == [0.0]
+    assert await values(sharing(scorer, common_names=False), [plain, solution], called) == [0.0, 0.0]
+
+
 async def test_the_tests_of_several_columns_are_taken_together(scorer: CodeScorer) -> None:
     both = sharing(scorer, column=["tests", "more"])
     assert both.required_columns == ("tests", "more")
