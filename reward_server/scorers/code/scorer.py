@@ -20,7 +20,7 @@ from reward_server.sandbox.attacks import check_that_it_runs, not_stopped
 from reward_server.sandbox.backends import BACKENDS
 from reward_server.sandbox.pool import Runners
 from reward_server.sandbox.runs import End, Outcome, Run, SandboxError, UnusableTestError
-from reward_server.scorers.base import Place, Result, Scorer, text_of
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, text_of
 from reward_server.scorers.code.machine import Machine, machine
 from reward_server.scorers.code.options import CodeOptions
 from reward_server.scorers.code.outputs import closeness, same_output
@@ -58,7 +58,7 @@ class CodeScorer(Scorer[CodeOptions]):
     """The share of tests that a completion's program passes."""
 
     Options = CodeOptions
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
     deterministic = False  # a program may read the clock or run into a limit on a busy machine
 
     def __init__(self, options: CodeOptions):
