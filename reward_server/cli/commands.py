@@ -142,7 +142,7 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
     try:
         print(f"configuration {scorers.info.config_digest[:12]}: {len(scorers.info.scorers)} scorers are loaded")
         for info, scorer in zip(scorers.info.scorers, scorers.scorers, strict=True):
-            print(f"  {describe(info)}; runs in: {scorer.place.value}")
+            print(f"  {describe(info)}; runs in: {scorer.place.value}", *scorer.notes, sep="\n    ")
         if sample is None:
             return await _score_made_up_sample(scorers)
         return await _score_sample(scorers, sample_of_file(sample), sample)
@@ -152,7 +152,7 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
 
 async def _score_made_up_sample(scorers: ScorerSet) -> int:
     """Scores the sample as text, and as messages with the scorers that fail on text: some functions read only those."""
-    text, messages = made_up(scorers.info.scorers)
+    text, messages = made_up(scorers.info.scorers, scorers.scorers)
     fail = await failing_on(scorers, text)
     passing = tuple(info.name for info in scorers.info.scorers if info.name not in fail)
     if passing:

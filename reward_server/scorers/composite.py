@@ -163,6 +163,14 @@ class CompositeScorer(Scorer[CompositeOptions]):
         self._told = False
 
     @property
+    def sample_columns(self) -> Mapping[str, Any]:
+        return {name: value for part in self.parts for name, value in part.sample_columns.items()}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(f"{part.name}: {note}" for part in self.parts for note in part.notes)
+
+    @property
     def version(self) -> str:
         """Of these rules, then a digest of the statistics that are normalised by. Known once loaded."""
         if not self._by:

@@ -112,7 +112,7 @@ async def loaded_and_tested(config: ServerConfig, sample: Group | None, example:
         raise ScorerLoadError(f"the scorers were not loaded within {_LOAD_TIMEOUT_S:g} s") from error
     try:
         known = [example] if example is not None else []
-        samples = [sample] if sample is not None else [*known, *made_up(scorers.info.scorers)]
+        samples = [sample] if sample is not None else [*known, *made_up(scorers.info.scorers, scorers.scorers)]
         if failures := await failures_on(scorers, samples):
             hint = "" if sample else "; if these samples do not fit your scorers, start the server with --sample FILE"
             raise ScorerLoadError("\n  ".join([f"a sample was scored, and failed{hint}:", *failures]))

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from reward_server.errors import InvalidGroupError
+from reward_server.scorers.base import Scorer
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Completion, Content, Group, GroupScores, ScorerInfo
 
@@ -64,10 +65,15 @@ def failures_of(scores: GroupScores) -> list[str]:
     )
 
 
-def made_up(infos: Sequence[ScorerInfo]) -> tuple[Group, Group]:
-    """A group of three completions with token ids and every column that a scorer needs: as text, and as messages."""
+def made_up(infos: Sequence[ScorerInfo], scorers: Sequence[Scorer] = ()) -> tuple[Group, Group]:
+    """A group of three completions with token ids and every column that a scorer needs: as text, and as messages.
+
+    `scorers` are asked for values of the columns in which plain text cannot be read.
+    """
     prompt, texts = _SAMPLE
-    columns = {name: _SAMPLE_VALUE for info in infos for name in info.required_columns}
+    columns: dict[str, Any] = {name: _SAMPLE_VALUE for info in infos for name in info.required_columns}
+    for scorer in scorers:
+        columns |= scorer.sample_columns
     token_ids = [tuple(range(len(text.split()))) or None for text in texts]
     messages: list[Content] = [[{"role": "assistant", "content": text}] for text in texts]
     names: dict[str, Any] = {"columns": columns, "run_id": "check", "group_id": "sample"}
