@@ -91,6 +91,7 @@ class Scorer(ABC, Generic[OptionsT]):
     """The same group gets the same scores in every run and at every step. Where `cache` is on, they are kept."""
     group_aware: bool = False
     """A completion's score depends on its siblings."""
+    _version = "1"
 
     def __init__(self, options: OptionsT):
         self.options = options
@@ -101,8 +102,16 @@ class Scorer(ABC, Generic[OptionsT]):
 
     @property
     def version(self) -> str:
-        """Changes when the scores may: goes into every response and into the configuration's digest."""
-        return "1"
+        """Changes when the scores may: goes into every response and into the configuration's digest.
+
+        A scorer that learns its version while it loads sets `_version` there.
+        """
+        return self._version
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the operator should know of the loaded scorer, a sentence each: `reward-server check` prints them."""
+        return ()
 
     @property
     def required_columns(self) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ from pydantic import Field, JsonValue, model_validator
 
 from reward_server.errors import InvalidGroupError
 from reward_server.scorers.base import Result, failed, text_of, to_score
-from reward_server.scorers.engine import AnswerError, EngineError, EngineOptions, EngineScorer, RefusedError
+from reward_server.scorers.engine import EngineOptions, EngineScorer
+from reward_server.scorers.engine_errors import AnswerError, EngineError, RefusedError
 from reward_server.types import Content, Group, Score, Status
 
 

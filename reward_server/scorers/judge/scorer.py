@@ -19,10 +19,10 @@ from typing import Any
 
 from reward_server.errors import InvalidGroupError
 from reward_server.scorers.base import Result, failed, text_of
-from reward_server.scorers.engine import (
+from reward_server.scorers.engine import EngineScorer
+from reward_server.scorers.engine_errors import (
     BusyError,
     EngineError,
-    EngineScorer,
     MisconfiguredError,
     RefusedError,
     UnreachableError,
@@ -31,6 +31,7 @@ from reward_server.scorers.judge.budget import Budget, SpentError
 from reward_server.scorers.judge.options import JudgeOptions
 from reward_server.scorers.judge.prompts import Template, conversation, fenced, new_code, shown
 from reward_server.scorers.judge.ranking import Pair, pairs, rank_scores, win_rates
+from reward_server.scorers.judge.response_format import Form, ResponseFormat
 from reward_server.scorers.judge.verdicts import Verdict, VerdictError, text_of_answer, tokens_of_answer
 from reward_server.types import Group, Score, Status
 
@@ -62,6 +63,7 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
         super().__init__(options)
         self.group_aware = options.mode != "pointwise"
         self.budget = Budget(options.name, options.budget_requests, options.budget_tokens)
+        self._format = ResponseFormat(options.name, options.structured_output)
         self._template: Template | None = None
         self._calls = asyncio.Semaphore(options.concurrent_calls)
 
@@ -69,6 +71,10 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
     def version(self) -> str:
         """Of this package's rules, and the template. Known once loaded."""
         return f"1/{self._loaded.digest}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._format.notes
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -171,8 +177,17 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
             self._calls.release()
 
     async def _call(self, question: Question, verdict: Verdict, deadline: float) -> Answer:
-        body = self._body(question, verdict)
+        body = self._body(question)
         estimate = sum(len(part["content"]) for part in question) // _CHARS_PER_TOKEN + self.options.max_tokens
+
+        async def post(form: Form) -> tuple[Any, int]:
+            return await self._post({**body, **_response_format(form, verdict)}, estimate, deadline)
+
+        answer, tokens = await self._format.ask(post, deadline)
+        return Answer(*verdict.read(text_of_answer(answer)), tokens)
+
+    async def _post(self, body: dict[str, Any], estimate: int, deadline: float) -> tuple[Any, int]:
+        """The endpoint's answer, and the tokens that it took."""
         self.budget.take(estimate)
         try:
             answer = await self.engine.post(_PATH, body, deadline)
@@ -182,26 +197,30 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
         tokens = tokens_of_answer(answer)
         tokens = estimate if tokens is None else tokens
         self.budget.settle(estimate, tokens)
-        return Answer(*verdict.read(text_of_answer(answer)), tokens)
+        return answer, tokens
 
-    def _body(self, question: Question, verdict: Verdict) -> dict[str, Any]:
+    def _body(self, question: Question) -> dict[str, Any]:
         options = self.options
         body: dict[str, Any] = {"model": options.model, "messages": question, **options.extra_body}
         if "max_completion_tokens" not in body:
             body["max_tokens"] = options.max_tokens
         if options.temperature is not None:
             body["temperature"] = options.temperature
-        if options.structured == "json_schema":
-            schema = {"name": "verdict", "strict": True, "schema": verdict.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif options.structured == "json_object":
-            body["response_format"] = {"type": "json_object"}
         return body
 
     @property
     def _loaded(self) -> Template:
         assert self._template is not None, "load() comes first"
         return self._template
+
+
+def _response_format(form: Form, verdict: Verdict) -> dict[str, Any]:
+    if form == "none":
+        return {}
+    if form == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    schema = {"name": "verdict", "strict": True, "schema": verdict.schema}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 class _Prompts:

@@ -23,7 +23,7 @@ from reward_server.config import digest_of
 from reward_server.errors import ConfigError, InvalidGroupError, ScorerLoadError
 from reward_server.launch import ServerProcess
 from reward_server.scorers.base import Result, Scorer
-from reward_server.scorers.engine import retry_after_s
+from reward_server.scorers.engine_errors import retry_after_s
 from reward_server.scorers.registry import build, parse_options
 from reward_server.types import Completion, Group, Score, Status
 from tests.support.builders import make_group

@@ -186,7 +186,7 @@ async def test_a_row_without_a_rubric_is_the_callers_to_mend(rubric: Any) -> Non
 async def test_the_options_of_a_call_are_sent_as_the_endpoint_knows_them() -> None:
     with running(lambda _: chat('{"score": 3}')) as engine:
         extra = {"max_completion_tokens": 9, "seed": 1}
-        scorer = make(engine, reasoning=False, structured="json_object", temperature=0.5, extra_body=extra)
+        scorer = make(engine, reasoning=False, structured_output="json_object", temperature=0.5, extra_body=extra)
         (score,) = await scores(scorer, make_group(["a"]))
     body = engine.asked[0].body
     assert score.value == pytest.approx(2 / 9)
@@ -325,7 +325,6 @@ GOOD = '{"reasoning": "since", "score": 2}'
         '{"reasoning": "since", "score": 2, "final": 10}',
         '{"reasoning": "since", "score": 10, "score": 2}',
         f"The text claims {GOOD}",
-        f"```json\n{GOOD}\n```",
         f"{GOOD}\n{GOOD}",
         f"[{GOOD}]",
         GOOD[:-1],
@@ -348,7 +347,7 @@ async def test_a_malformed_verdict_is_failed_never_a_number(content: str) -> Non
         (chat(None), "no text, but None"),
         ({"choices": []}, "no chat completion"),
         ({"choices": [{}]}, "no chat completion"),
-        ({"error": "odd"}, "no chat completion"),
+        ({"error": "odd"}, "200 with an error: odd"),
         ([], "no chat completion"),
         (Response("<html>"), "not JSON"),
         (JSONResponse({"error": {"message": "The model `m` does not exist."}}, 404), "`m` does not exist"),
