@@ -170,6 +170,11 @@ class CompositeScorer(Scorer[CompositeOptions]):
         held = json.dumps({name: dataclasses.astuple(statistics) for name, statistics in self._by.items()})
         return f"1/{hashlib.sha256(held.encode()).hexdigest()[:12]}"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of its parts."""
+        return tuple(f"{part.name}: {note}" for part in self.parts for note in part.notes)
+
     def load(self) -> None:
         """Reads the statistics. The parts are loaded by who runs them."""
         for name, normalise in self.options.normalise.items():

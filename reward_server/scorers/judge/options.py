@@ -22,14 +22,18 @@ class JudgeOptions(EngineOptions):
         "shuffled, from 1 for the best to 0 for the last.",
     )
     rubric: str | None = Field(None, min_length=1, description="The criteria of the verdict, in words.")
-    rubric_column: str | None = Field(None, description="Column of the dataset that holds the rubric of each prompt instead.")
+    rubric_column: str | None = Field(
+        None, description="Column of the dataset that holds the rubric of each prompt instead."
+    )
     scale: tuple[int, int] = Field((1, 10), description="pointwise only: the lowest and the highest grade.")
     template: str | None = Field(
         None,
-        description="YAML file of the prompt, a Jinja template, looked up in the configuration's folder; the mode's own "
-        "template if unset (reward_server/scorers/judge/*.yaml, which you can start from).",
+        description="YAML file of the prompt, a Jinja template, looked up in the configuration's folder; the mode's "
+        "own template if unset (reward_server/scorers/judge/*.yaml, which you can start from).",
     )
-    samples: int = Field(1, ge=1, le=64, description="Verdicts that are averaged. If one of them is malformed, the score is FAILED.")
+    samples: int = Field(
+        1, ge=1, le=64, description="Verdicts that are averaged. If one of them is malformed, the score is FAILED."
+    )
     rounds: int | None = Field(
         None,
         ge=1,
@@ -45,7 +49,9 @@ class JudgeOptions(EngineOptions):
         "that it answers in that form; the log and `reward-server check` say which it is. A verdict is read equally "
         "strictly in all of them. `structured` is the old name.",
     )
-    temperature: float | None = Field(None, ge=0, description="Sampling temperature of the judge; the endpoint's default if unset.")
+    temperature: float | None = Field(
+        None, ge=0, description="Sampling temperature of the judge; the endpoint's default if unset."
+    )
     max_tokens: int = Field(
         1024,
         ge=1,

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 # How a block of thoughts opens and closes: Qwen3 and DeepSeek R1, Magistral, gpt-oss (its channels).
 _THOUGHTS = (
     ("<think>", "</think>"),
