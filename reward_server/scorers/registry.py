@@ -29,6 +29,7 @@ BUILT_IN = {
     "function": "reward_server.scorers.functions:FunctionScorer",
     "group_function": "reward_server.scorers.functions:GroupFunctionScorer",
     "classifier": "reward_server.scorers.classifier:ClassifierScorer",
+    "token_probability": "reward_server.scorers.token_probability:TokenProbabilityScorer",
     "endpoint": "reward_server.scorers.endpoint:EndpointScorer",
     "judge": "reward_server.scorers.judge:JudgeScorer",
     "math": "reward_server.scorers.math:MathScorer",

@@ -12,8 +12,6 @@ Legend: G completions of a group, U different texts, D numbers of an embedding.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +21,9 @@ from pydantic import Field
 
 from reward_server.errors import ScorerLoadError
 from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_score
-from reward_server.scorers.loading import find_path, user_traceback
+from reward_server.scorers.loading import user_traceback
+from reward_server.scorers.model_loading import first_line, folder_digest, source_of
 from reward_server.types import Content, Group, Score, Status
-
-_SAMPLE_BYTES = 1 << 20
 
 
 class RelevanceOptions(ScorerOptions):
@@ -69,12 +66,6 @@ class RelevanceScorer(Scorer[RelevanceOptions]):
     def __init__(self, options: RelevanceOptions):
         super().__init__(options)
         self._model: Any = None
-        self._version = ""
-
-    @property
-    def version(self) -> str:
-        """Model, weights, precision, what is cut off, and sentence-transformers. Known once loaded."""
-        return self._version
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -85,7 +76,7 @@ class RelevanceScorer(Scorer[RelevanceOptions]):
         return 1
 
     def load(self) -> None:
-        source = _source(self.options)
+        source = source_of(self.options.model, self.options.base_dir)
         self._model = _load(source, self.options)
         if self.options.max_length is not None:
             _check_positions(self._model, self.options)
@@ -172,16 +163,6 @@ def _last_question(prompt: Content) -> str:
 # -------------------------------------------------------------------------------------------------------------- loading
 
 
-def _source(options: RelevanceOptions) -> str:
-    """The folder if there is one, else the name on the hub."""
-    folder = find_path(options.model, options.base_dir)
-    if folder is not None:
-        return str(folder)
-    if options.model.startswith((".", "/", "~")) or options.model.count("/") > 1:
-        raise ScorerLoadError(f"model {options.model!r}: there is no such folder; give a folder or a name on the hub")
-    return options.model
-
-
 def _load(source: str, options: RelevanceOptions) -> Any:
     try:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - only where it runs
@@ -196,8 +177,7 @@ def _load(source: str, options: RelevanceOptions) -> Any:
             source, device=device, revision=options.revision, model_kwargs={"dtype": options.dtype}
         )
     except (OSError, ValueError, AssertionError) as error:  # names, files, configurations and devices it cannot use
-        reason = str(error).strip().partition("\n")[0]
-        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {reason}") from error
+        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {first_line(error)}") from error
     except Exception as error:
         raise ScorerLoadError(f"model {options.model!r}: loading it raised\n{user_traceback(error)}") from error
     return model.eval()
@@ -218,19 +198,11 @@ def _version_of(model: Any, source: str, options: RelevanceOptions) -> str:
     folder = Path(source)
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     commit = getattr(config, "_commit_hash", None) or options.revision or "main"
-    weights = _folder_digest(folder) if folder.is_dir() else commit
+    weights = folder_digest(_files(folder), folder) if folder.is_dir() else commit
     cut = f"{model.max_seq_length}{options.truncate}"
     name, library = folder.name, f"sentence-transformers-{sentence_transformers.__version__}"
     return f"{name}@{weights[:12]}/{model.dtype}/{cut}/{library}".replace("torch.", "")
 
 
-def _folder_digest(folder: Path) -> str:
-    """Of each file's place, size, first and last MiB: training moves all of the weights'."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
-        with file.open("rb") as stream:
-            size = file.stat().st_size
-            digest.update(json.dumps([str(file.relative_to(folder)), size]).encode() + stream.read(_SAMPLE_BYTES))
-            stream.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"]

@@ -29,10 +29,11 @@ from reward_server.scorers.engine_errors import (
 )
 from reward_server.scorers.judge.budget import Budget, SpentError
 from reward_server.scorers.judge.options import JudgeOptions
-from reward_server.scorers.judge.prompts import Template, conversation, fenced, new_code, shown
+from reward_server.scorers.judge.prompts import Template, fenced, new_code
 from reward_server.scorers.judge.ranking import Pair, pairs, rank_scores, win_rates
 from reward_server.scorers.judge.response_format import Form, ResponseFormat
 from reward_server.scorers.judge.verdicts import Verdict, VerdictError, text_of_answer, tokens_of_answer
+from reward_server.scorers.templates import conversation, shown
 from reward_server.types import Group, Score, Status
 
 _PATH = "/chat/completions"

@@ -18,8 +18,8 @@ from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError, ScorerLoadError
 from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.batched import batches
-from reward_server.scorers.classifier import aggregated
 from reward_server.scorers.registry import build, parse_options
+from reward_server.scorers.steps import aggregated
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Status
 from tests.support.builders import make_dataset, make_group, make_tokenizer, save_tiny_model

@@ -144,7 +144,7 @@ def test_options_that_do_not_fit_are_refused_by_field(options: dict[str, Any], p
     ("template", "problem"),
     [
         ("user: '{{ prompt }}'", r"it never shows \{\{ completion \}\}"),
-        ("user: '{{ completoin }}'", "there is no 'completoin' in mode pointwise, did you mean 'completion'"),
+        ("user: '{{ completoin }}'", "mode pointwise: there is no 'completoin', did you mean 'completion'"),
         ("user: '{{ completion'", "not a Jinja template"),
         ("system: x", "must hold the keys system and user"),
         ("user: [1]", "must be text"),
