@@ -124,18 +124,15 @@ class ClassifierScorer(TextModelScorer[ClassifierOptions]):
         """The scores in a model's output: [N, labels], or [N, T, labels] for steps."""
         scores = scores_of(output, self.options.output_field)
         per_token = self.options.steps is not None
-        expected = (len(ids), max(map(len, ids))) if per_token else (len(ids),)
-        if scores.ndim == len(expected):
+        rows, tokens = len(ids), max(map(len, ids))
+        if scores.ndim == 1 + per_token:
             scores = scores[..., None]
-        if (
-            scores.ndim != len(expected) + 1
-            or scores.shape[0] != expected[0]
-            or (per_token and scores.shape[1] < expected[1])
-        ):
+        has_rows = scores.ndim == 2 + per_token and scores.shape[0] == rows
+        if not has_rows or (per_token and scores.shape[1] < tokens):
             what = "a score for each token, since steps is set" if per_token else "a score for each text; see steps"
             raise ValueError(
-                f"the model answers {len(ids)} texts of {max(map(len, ids))} tokens with a tensor of shape "
-                f"{tuple(scores.shape)}, and not with {what}"
+                f"the model answers {rows} texts of {tokens} tokens with a tensor of shape {tuple(scores.shape)}, and "
+                f"not with {what}"
             )
         return scores
 

@@ -31,8 +31,14 @@ from reward_server.scorers.templates import TextTemplate, check_names, conversat
 from reward_server.scorers.text_model import TextModelOptions, TextModelScorer
 from reward_server.types import Content, Group
 
-DEFAULT_QUESTION = "Question:\n{{ prompt }}\n\nAnswer:\n{{ completion }}\n\nIs the answer correct? "
-    "Reply with yes or no, and nothing else."
+DEFAULT_QUESTION = """\
+Question:
+{{ prompt }}
+
+Answer:
+{{ completion }}
+
+Is the answer correct? Reply with yes or no, and nothing else."""
 _NAMES = ("prompt", "completion", "columns")
 
 
