@@ -45,6 +45,10 @@ class Models:
     def prepare(self, replica: int) -> None:
         """What a subclass does to a copy before it is compiled."""
 
+    def compiled_part(self, model: Any) -> Any:
+        """The part of a copy that torch.compile compiles."""
+        return model
+
     def outputs(self, ids: Sequence[Sequence[int]], replica: int) -> Any:
         """What `read` makes of the model's output, in float32. Rows are padded on the right."""
         import torch  # noqa: PLC0415 - only where it runs
@@ -77,7 +81,8 @@ class Models:
     def _compile(self, options: ModelOptions) -> None:
         try:
             for replica, model in enumerate(self.replicas):
-                model.compile(dynamic=True, backend="inductor" if options.compile is True else options.compile)
+                backend = "inductor" if options.compile is True else options.compile
+                self.compiled_part(model).compile(dynamic=True, backend=backend)
                 for rows, tokens in _SHAPES:
                     self.outputs([[0] * tokens] * rows, replica)
         except Exception as error:

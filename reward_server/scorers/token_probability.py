@@ -104,6 +104,7 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
         super().load()
         if self.options.form == "chat" and not self.has_chat_template:
             raise ScorerLoadError(f"scorer {self.name!r}: {self.no_template}; or set form: text")
+        self._around("prompt", dict.fromkeys(self.required_columns, ""))  # raises for a question that cannot be asked
         self._positive = [self._token_id(token) for token in self.options.positive]
         self._negative = [self._token_id(token) for token in self.options.negative]
         if clash := set(self._positive) & set(self._negative):
@@ -154,7 +155,9 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
             text = self.chat([*system, {"role": "user", "content": text}], add_generation_prompt=True)
         before, *rest = text.split(mark)
         if len(rest) != 1:
-            raise ValueError("the question must show {{ completion }} once, and leave it as it is")
+            raise ScorerLoadError(
+                f"scorer {self.name!r}: the question must show {{{{ completion }}}} once, and leave it as it is"
+            )
         return before, rest[0]
 
     def _probabilities(self, logits_PV: Any) -> Any:
@@ -200,6 +203,10 @@ class NextTokenModels(Models):
 
         layer.register_forward_pre_hook(only_wanted)
 
+    def compiled_part(self, model: Any) -> Any:
+        """All but the output layer, whose positions are others in each batch."""
+        return model.base_model
+
     def outputs(self, ids: Sequence[Sequence[int]], replica: int) -> Any:
         """The logits behind the last token of each row, [N, V]."""
         return self.next_token_logits(ids, [(len(row) - 1,) for row in ids], replica)
@@ -210,7 +217,5 @@ class NextTokenModels(Models):
 
         length = self.padded_length(ids)
         wanted = [row * length + end for row, row_ends in enumerate(ends) for end in row_ends]
-        # Twice where it is one, since a compiled model takes a single position for a case of its own.
-        positions = torch.tensor(wanted if len(wanted) > 1 else wanted * 2)
-        self._wanted[replica] = positions.to(self.replicas[replica].device)
-        return super().outputs(ids, replica)[: len(wanted)].cpu()
+        self._wanted[replica] = torch.tensor(wanted).to(self.replicas[replica].device)
+        return super().outputs(ids, replica).cpu()
