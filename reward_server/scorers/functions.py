@@ -93,14 +93,8 @@ class _CallableScorer(Scorer[FunctionOptions]):
         self.place = _place(options)
         self.deterministic = options.deterministic
         self._function: Callable[..., Any] = _not_loaded
-        self._version = ""
         self._runner: asyncio.Runner | None = None
         self._bound: dict[str, Any] = {} if options.factory else dict(options.kwargs)
-
-    @property
-    def version(self) -> str:
-        """Digest of the source file that defines the function. Known once loaded."""
-        return self._version
 
     @property
     def required_columns(self) -> tuple[str, ...]:

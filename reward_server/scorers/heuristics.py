@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_scores
+from reward_server.scorers.columns import ColumnScorer
 from reward_server.types import Group
 
 Unit = Literal["chars", "words", "tokens"]
@@ -132,7 +133,7 @@ class MatchOptions(ScorerOptions):
     _pattern_compiles = field_validator("extract")(_checked_pattern)
 
 
-class MatchScorer(_Heuristic[MatchOptions]):
+class MatchScorer(_Heuristic[MatchOptions], ColumnScorer[MatchOptions]):
     """1.0 where the completion matches the column, 0.0 elsewhere; not applicable where the column is null."""
 
     Options = MatchOptions
@@ -140,10 +141,6 @@ class MatchScorer(_Heuristic[MatchOptions]):
     def __init__(self, options: MatchOptions):
         super().__init__(options)
         self.place = ExecutorKind.LOOP if options.extract is None else ExecutorKind.WORKER
-
-    @property
-    def required_columns(self) -> tuple[str, ...]:
-        return (self.options.column,)
 
     def values(self, group: Group) -> list[float | None]:
         golds = self.column(group, self.options.column)

@@ -20,7 +20,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_score
+from reward_server.scorers.base import ExecutorKind, Result, ScorerOptions, text_of, to_score
+from reward_server.scorers.columns import ColumnScorer
 from reward_server.scorers.loading import user_traceback
 from reward_server.scorers.model_loading import first_line, folder_digest, source_of
 from reward_server.types import Content, Group, Score, Status
@@ -56,7 +57,7 @@ class RelevanceOptions(ScorerOptions):
     )
 
 
-class RelevanceScorer(Scorer[RelevanceOptions]):
+class RelevanceScorer(ColumnScorer[RelevanceOptions]):
     """The similarity of each completion to its reference, the same whatever else is in the group (to 1e-5 in float32,
     to the precision of `dtype` else)."""
 
@@ -66,10 +67,6 @@ class RelevanceScorer(Scorer[RelevanceOptions]):
     def __init__(self, options: RelevanceOptions):
         super().__init__(options)
         self._model: Any = None
-
-    @property
-    def required_columns(self) -> tuple[str, ...]:
-        return (self.options.column,) if self.options.column is not None else ()
 
     @property
     def concurrency(self) -> int:
