@@ -57,6 +57,11 @@ class TokenProbabilityOptions(TextModelOptions):
         description="chat: the question is a user's message in the model's chat template, and the answer is due. text: "
         "the question is given as it is, for models that are no chat models.",
     )
+    add_bos: bool | None = Field(
+        None,
+        description="Begin with the special tokens that the tokenizer puts before a text, such as <s>. Unset, only "
+        "with form: text, since a chat template writes them itself.",
+    )
     positive: tuple[str | int, ...] = Field(
         ("yes", "Yes"),
         min_length=1,
@@ -86,6 +91,7 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
     def __init__(self, options: TokenProbabilityOptions):
         super().__init__(options)
         self._question: TextTemplate | None = None
+        self._first_ids: list[int] = []
         self._positive: list[int] = []
         self._negative: list[int] = []
 
@@ -104,6 +110,8 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
         super().load()
         if self.options.form == "chat" and not self.has_chat_template:
             raise ScorerLoadError(f"scorer {self.name!r}: {self.no_template}; or set form: text")
+        if self.options.add_bos or (self.options.add_bos is None and self.options.form == "text"):
+            self._first_ids = self._special_tokens_before()
         self._around("prompt", dict.fromkeys(self.required_columns, ""))  # raises for a question that cannot be asked
         self._positive = [self._token_id(token) for token in self.options.positive]
         self._negative = [self._token_id(token) for token in self.options.negative]
@@ -134,11 +142,13 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
         if self.options.steps is not None:
             steps = split_steps(text, self.options.steps.separator)
             start, end, *ids_of_steps = self.ids([before, after, *steps])
+            start = [*self._first_ids, *start]
             return joined_steps(start, ids_of_steps, self._step_token_ids, end, head=len(start))
-        (whole,) = self.ids([before + text + after])
+        whole = [*self._first_ids, *self.ids([before + text + after])[0]]
         if self.options.truncate == "error" or self._max_length is None or len(whole) <= self._max_length:
             return Row(whole)
         start, middle, end = self.ids([before, text, after])
+        start = [*self._first_ids, *start]
         return Row([*start, *middle, *end], head=len(start), tail=len(end))
 
     def _around(self, prompt: Content, columns: dict[str, Any]) -> tuple[str, str]:
@@ -165,6 +175,12 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
         if not self._negative:
             return (positive - logits_PV.logsumexp(-1)).exp()
         return (positive - logits_PV[:, [*self._positive, *self._negative]].logsumexp(-1)).exp()
+
+    def _special_tokens_before(self) -> list[int]:
+        (text,) = self.ids(["a"])
+        whole = self.models.tokenizer("a")["input_ids"]
+        starts = [first for first in range(len(whole)) if whole[first : first + len(text)] == text]
+        return whole[: starts[0]] if starts else []
 
     def _token_id(self, token: str | int) -> int:
         tokenizer = self.models.tokenizer

@@ -21,7 +21,7 @@ from reward_server.scorers.base import ExecutorKind
 from reward_server.scorers.token_probability import DEFAULT_QUESTION, TokenProbabilityScorer
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Status
-from tests.support.builders import make_group, save_tiny_model
+from tests.support.builders import make_group, make_tokenizer, save_tiny_model
 from tests.support.reward_models import COMPLETIONS, as_messages, load_error, make, scored, values
 
 QUESTION = "{{ prompt }} {{ completion }} Right?"
@@ -83,6 +83,26 @@ def test_a_chat_model_is_asked_in_its_template_and_its_answer_is_due(tiny_model:
     prompt = [{"role": "system", "content": "S"}, {"role": "user", "content": "Is it?"}]
     asked = "<|system|>Be strict.\n<|user|>system: S\nuser: Is it? yes Right?\n<|assistant|>"
     assert values(scorer, as_messages(["yes"]), prompt) == pytest.approx(shares(tiny_model, asked), abs=1e-5)
+
+
+def test_a_text_begins_with_the_tokens_that_the_tokenizer_puts_before_it(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing  # noqa: PLC0415
+
+    model = str(save_tiny_model(tmp_path))
+    tokenizer = make_tokenizer()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", bos), ("<eos>", eos)]
+    )
+    tokenizer.save_pretrained(model)
+    without = values(loaded(model, add_bos=False), ["yes"])
+    expected = values(loaded(model, add_bos=False, question="<bos>" + QUESTION), ["yes"])
+    assert expected != without
+    assert values(loaded(model), ["yes"]) == pytest.approx(expected, abs=1e-6)
+    chat = {"form": "chat", "max_length": 40, "truncate": "left"}
+    assert values(loaded(model, add_bos=True, **chat), ["yes"]) != values(loaded(model, **chat), ["yes"])
+    steps = {"steps": {"separator": " "}, "question": "{{ completion }}"}
+    assert loaded(model, **steps).rows(make_group(["a b"]))[0].step_ends == (2, 4)
 
 
 def test_columns_of_the_dataset_may_stand_in_the_question(tiny_model: str) -> None:
