@@ -1,11 +1,11 @@
 """The scorer `relevance`: how near a completion is in meaning to its prompt, or to a reference text in a column.
 
-Owns the embedding model (sentence-transformers), what is compared and what becomes of a text that is too long. Knows
-nothing of queues: it gets a group at a time, and embeds each text of it once, in batches of like lengths.
+Owns the embedding model (sentence-transformers), which texts are compared, and what becomes of a text that is too long.
+Knows nothing of queues: it gets one group at a time, and embeds each of its texts once, in batches of similar lengths.
 
-The score is the similarity of two embeddings: by default their cosine, from -1 to 1; of a real model's it seldom leaves
-0 to 1, and unrelated texts are near 0. A policy that learns from nothing but nearness to its prompt learns to repeat
-the prompt: give it a weight beside other scorers.
+The score is the similarity of two embeddings: by default their cosine, from -1 to 1. With real models it is mostly
+between 0 and 1, and near 0 for unrelated texts. A policy that is rewarded for similarity to its prompt alone learns to
+repeat the prompt, so use this scorer beside others.
 
 Legend: G completions of a group, U different texts, D numbers of an embedding.
 """
@@ -34,19 +34,21 @@ class RelevanceOptions(ScorerOptions):
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     column: str | None = Field(
         None,
-        description="Column with the reference text; of a list the nearest counts; null is not applicable. Unset, the "
-        "reference is the prompt: of messages the last that is the user's.",
+        description="Column with the reference text, or a list of them of which the most similar counts; null is not "
+        "applicable. Unset, the reference is the prompt; of messages, the user's last one.",
     )
-    similarity: Literal["cosine", "dot"] = Field("cosine", description="cosine, or the dot product as it is.")
-    completion_prefix: str = Field("", description="Put before each completion, for models that are trained with one.")
-    reference_prefix: str = Field("", description="Put before each reference, such as 'query: '.")
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="cosine, or the dot product.")
+    completion_prefix: str = Field(
+        "", description="Text before each completion, for models that were trained with such a prefix."
+    )
+    reference_prefix: str = Field("", description="Text before each reference, such as 'query: '.")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto (a GPU if there is one), cpu, cuda, cuda:0…"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the weights; auto is the checkpoint's."
     )
-    batch_size: int = Field(32, ge=1, description="Texts of one forward pass, out of one group.")
+    batch_size: int = Field(32, ge=1, description="Most texts of one forward pass; all of one group.")
     max_length: int | None = Field(
         None, ge=3, description="Most tokens of a text, the model's own marks included; the model's setting if unset."
     )
@@ -58,8 +60,8 @@ class RelevanceOptions(ScorerOptions):
 
 
 class RelevanceScorer(ColumnScorer[RelevanceOptions]):
-    """The similarity of each completion to its reference, the same whatever else is in the group (to 1e-5 in float32,
-    to the precision of `dtype` else)."""
+    """The similarity of each completion to its reference. It does not depend on the rest of the group (to 1e-5 in
+    float32, else to the precision of `dtype`). Its version names model, weights, precision, truncation and library."""
 
     Options = RelevanceOptions
     place = ExecutorKind.THREAD
@@ -117,7 +119,7 @@ class RelevanceScorer(ColumnScorer[RelevanceOptions]):
         return self._model.max_seq_length is not None and length > self._model.max_seq_length
 
     def _without_model(self, text: str, references: Sequence[str], lengths: Mapping[str, int]) -> Score | None:
-        """The score of what the model is not asked for."""
+        """The score of a completion that needs no model; None if it needs the model."""
         if not references:
             return Score(Status.NOT_APPLICABLE)
         if self.options.truncate == "error":
@@ -131,7 +133,7 @@ class RelevanceScorer(ColumnScorer[RelevanceOptions]):
         return None
 
     def _similarities(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
-        """One a pair: the similarity to the nearest of its references."""
+        """For each pair, the similarity of the text to the most similar of its references."""
         rows = {text: None for text, references in pairs for text in (text, *references)}
         if not rows:
             return []

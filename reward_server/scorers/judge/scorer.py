@@ -1,9 +1,9 @@
-"""The scorer itself: which questions a group comes to, the asking, and what scores the answers make.
+"""The scorer itself: the questions of a group, the calls, and the scores that the answers come to.
 
-Owns the three modes and the order of calls. Prompts, verdicts, rankings and the budget are its siblings', HTTP is
-`engine`'s. A verdict that is malformed, a call that fails or is late, and a budget that is spent are FAILED or TIMEOUT,
-never a number: pointwise for that completion, pairwise for whoever has no full set of comparisons left
-(`ranking.win_rates`), listwise for the group.
+Owns the three modes and the order of calls. Prompts, verdicts, rankings and the budget are in the modules beside it,
+HTTP is in `engine`. A malformed verdict, a failed or late call and a spent budget are FAILED or TIMEOUT, and
+never a number: pointwise for that completion, pairwise for each completion whose comparisons are not complete
+(`ranking.win_rates`), listwise for the whole group.
 
 Legend: G completions of a group.
 """
@@ -47,7 +47,7 @@ Question = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A sound verdict and what it took."""
+    """A verdict, its reasoning and the tokens of the call."""
 
     value: Any
     reasoning: str
@@ -55,7 +55,7 @@ class Answer:
 
 
 class JudgeScorer(EngineScorer[JudgeOptions]):
-    """What a chat model thinks of the completions."""
+    """Scores by the verdicts of a chat model."""
 
     Options = JudgeOptions
     deterministic = False
@@ -70,7 +70,7 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
 
     @property
     def version(self) -> str:
-        """Of this package's rules, and the template. Known once loaded."""
+        """The version of this package's rules and the digest of the template. Known once loaded."""
         return f"1/{self._loaded.digest}"
 
     @property
@@ -152,7 +152,7 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
     # ------------------------------------------------------------------------------------------------------- the calls
 
     async def _ask_all(self, questions: Sequence[Question], verdict: Verdict) -> list[Answer | Score]:
-        """The answers in the order of the questions. The first goes ahead, and the others follow when it is back."""
+        """The answers in the order of the questions. With warm_prefix the first call ends before the others begin."""
         deadline = self.deadline()
         async with asyncio.TaskGroup() as tasks:
             asked = []
@@ -225,7 +225,7 @@ def _response_format(form: Form, verdict: Verdict) -> dict[str, Any]:
 
 
 class _Prompts:
-    """The questions of one group: what they share is drawn once, the code of a completion's fence for each."""
+    """The questions of one group. Their common part has one code, the fences of each question have another."""
 
     def __init__(self, scorer: JudgeScorer, group: Group, verdict: Verdict, **shared: Any):
         self._scorer = scorer
@@ -239,7 +239,7 @@ class _Prompts:
             self._refuse_different()
 
     def question(self, row: int, **judged: int | list[int]) -> Question:
-        """With the prompt and columns of a row; `judged` fills gaps of the template with completions, by index."""
+        """A question with the prompt and columns of a row; `judged` says which completions fill which gaps."""
         code = new_code()
         return self._template.messages(
             **self._shared,
@@ -285,7 +285,7 @@ def _mean(answers: Sequence[Answer | Score], value_of: Callable[[Any], float]) -
 
 
 def _first_failure(answers: Sequence[Answer | Score]) -> Score | None:
-    """The first answer that is none, with the call that it befell."""
+    """The first failure among the answers, and which call it was."""
     for index, answer in enumerate(answers):
         if isinstance(answer, Score):
             which = f"call {index + 1} of {len(answers)}: " if len(answers) > 1 else ""
@@ -301,7 +301,7 @@ def _part(
 
 
 def _turned(answer: Answer | Score, is_in_order: bool) -> Answer | Score:
-    """The outcome for the pair's first, whichever of the two stood first."""
+    """The outcome for the first of the pair, whichever of the two was shown first."""
     if isinstance(answer, Score):
         return answer
     outcome = _OUTCOMES[answer.value]
@@ -316,7 +316,7 @@ def _of_comparisons(count: int, outcomes: dict[Pair, Score]) -> list[Score]:
 
 
 def _why_none(index: int, outcomes: dict[Pair, Score]) -> Score:
-    """The failure of one of its comparisons; if all of its own were sound, those that they were with are out."""
+    """Why a completion has no win rate: a comparison of its own failed, or all of its siblings were removed."""
     for pair, score in outcomes.items():
         if index in pair and score.value is None:
             sibling = pair[1] if pair[0] == index else pair[0]

@@ -133,7 +133,7 @@ async def test_connections_are_kept() -> None:
         ({"api": "tei_predict", "label": 1}, "for tei_predict it must be the name of a class"),
         ({"api": "vllm_score", "label": 1}, "must be left out"),
         ({"pair": True}, "pair is for tei_predict"),
-        ({"api": "rerank"}, "what is asked: vllm_classify"),
+        ({"api": "rerank"}, "the api: vllm_classify"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_by_field(options: dict[str, Any], problem: str) -> None:
