@@ -19,10 +19,10 @@ leave_out` a failed part, or gate, counts as not applicable instead; if no other
 **Normalising and the digest.** With a running mean and deviation that change with every group, one completion could get
 two scores, two replicas could disagree, a retry could differ from its first try, and the digest would change, at which
 a trainer stops. So the statistics for normalising are fixed: they are read from `statistics` when the service loads,
-and they are part of the scorer's version and so of the digest. Services of the same digest give the same
-score, whatever each of them has seen. New scores are collected apart: with `gather` each service adds the raw scores that it sees to
-another file, which the replicas of a machine may share. To use them, copy that file over the first and reload or
-restart. The digest then changes once, and `allow_reward_change` says whether a trainer goes on.
+and they are part of the scorer's version and so of the digest. Services of the same digest give the same score,
+whatever each of them has seen. New scores are collected apart: with `gather` each service adds the raw scores that it
+sees to another file, which the replicas of a machine may share. To use them, copy that file over the first and reload
+or restart. The digest then changes once, and `allow_reward_change` says whether a trainer goes on.
 
 Legend: G completions of a group.
 """
