@@ -151,7 +151,7 @@ class RewardService:
         with self._admission.admitted(len(group), len(request), current_caller.get()):
             self._metrics.queued(1, len(group), len(request))
             try:
-                scores = await scorers.score(group, self._metrics)
+                scores = await scorers.score(group)
             finally:
                 self._metrics.queued(-1, -len(group), -len(request))
         if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):

@@ -22,6 +22,7 @@ from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.server import RewardServer
 from reward_server.types import Group, GroupScores, Score, Status
 from tests.support.builders import make_group
+from tests.support.waiting import until
 
 OK, FAILED, TIMEOUT, NOT_APPLICABLE = Status.OK, Status.FAILED, Status.TIMEOUT, Status.NOT_APPLICABLE
 
@@ -95,12 +96,6 @@ def outcome(scores: GroupScores) -> list[tuple[Status, float | None]]:
 
 def batcher_of(of: ScorerSet | RewardServer) -> Batcher:
     return of.batchers["lengths"]
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what the test waits for is not the test's to signal
-            await asyncio.sleep(0.005)
 
 
 async def test_groups_that_wait_share_batches_and_each_gets_its_own_scores() -> None:

@@ -54,31 +54,31 @@ def test_what_leaves_early_is_never_served_and_leaves_nothing_behind() -> None:
 
 
 async def test_turns_go_round_the_callers_and_a_cancelled_one_takes_none() -> None:
-    turns, served = FairSemaphore(1), []
+    semaphore, served = FairSemaphore(1), []
 
     async def use(name: str) -> None:
         current_caller.set((name[0], ""))
-        async with turns:
+        async with semaphore:
             served.append(name)
             await asyncio.sleep(0)
 
-    await turns.acquire()
+    await semaphore.acquire()
     tasks = [asyncio.create_task(use(name)) for name in ("a1", "a2", "a3", "b1", "b2")]
     await asyncio.sleep(0)
     tasks[1].cancel()
     await asyncio.sleep(0)
-    turns.release()
+    semaphore.release()
     await asyncio.wait(tasks)
     assert served == ["a1", "b1", "a3", "b2"]
-    await asyncio.wait_for(turns.acquire(), 1)  # and the turn is free again
+    await asyncio.wait_for(semaphore.acquire(), 1)  # and the turn is free again
 
 
 async def test_a_turn_that_is_given_to_a_caller_who_is_cancelled_at_once_is_given_on() -> None:
-    turns = FairSemaphore(1)
-    await turns.acquire()
-    first, second = asyncio.create_task(turns.acquire()), asyncio.create_task(turns.acquire())
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire()
+    first, second = asyncio.create_task(semaphore.acquire()), asyncio.create_task(semaphore.acquire())
     await asyncio.sleep(0)
-    turns.release()
+    semaphore.release()
     first.cancel()
     await asyncio.wait_for(second, 1)
     assert first.cancelled() or (await asyncio.gather(first, return_exceptions=True))
