@@ -147,7 +147,14 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
             return await _score_made_up_sample(scorers)
         return await _score_sample(scorers, sample_of_file(sample), sample)
     finally:
+        _print_notes(scorers)  # after the sample, since some are known only once something was scored
         await scorers.close()
+
+
+def _print_notes(scorers: ScorerSet) -> None:
+    notes = [f"  {scorer.name}: {note}" for scorer in scorers.scorers for note in scorer.notes]
+    if notes:
+        print("\nto know:", *notes, sep="\n")
 
 
 async def _score_made_up_sample(scorers: ScorerSet) -> int:

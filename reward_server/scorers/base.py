@@ -96,6 +96,7 @@ class Scorer(ABC, Generic[OptionsT]):
     """Whether a group gets the same scores in every run and at every step. The cache, if it is on, then keeps them."""
     group_aware: bool = False
     """Whether a completion's score depends on the other completions of its group."""
+    _version = "1"
 
     def __init__(self, options: OptionsT):
         self.options = options
@@ -106,8 +107,16 @@ class Scorer(ABC, Generic[OptionsT]):
 
     @property
     def version(self) -> str:
-        """A string that must change whenever scores may change. It is part of every response and of the digest."""
-        return "1"
+        """A string that must change whenever scores may change. It is part of every response and of the digest.
+
+        A scorer that learns its version while it loads sets `_version` there.
+        """
+        return self._version
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the operator should know of the loaded scorer, one sentence each: `reward-server check` prints them."""
+        return ()
 
     @property
     def required_columns(self) -> tuple[str, ...]:
