@@ -142,7 +142,7 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
     try:
         print(f"configuration {scorers.info.config_digest[:12]}: {len(scorers.info.scorers)} scorers are loaded")
         for info, scorer in zip(scorers.info.scorers, scorers.scorers, strict=True):
-            print(f"  {describe(info)}; runs in: {scorer.place.value}", *scorer.notes, sep="\n    ")
+            print(f"  {describe(info)}; runs in: {scorer.place.value}")
         if sample is None:
             return await _score_made_up_sample(scorers)
         return await _score_sample(scorers, sample_of_file(sample), sample)

@@ -129,11 +129,6 @@ class Scorer(ABC, Generic[OptionsT]):
         return {}
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What `reward-server check` says of a scorer that has loaded, a line each."""
-        return ()
-
-    @property
     def concurrency(self) -> int | None:
         """The maximum number of groups that may be in `score` at once; None leaves it to the server."""
         return None

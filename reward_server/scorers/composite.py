@@ -167,10 +167,6 @@ class CompositeScorer(Scorer[CompositeOptions]):
         return {name: value for part in self.parts for name, value in part.sample_columns.items()}
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(f"{part.name}: {note}" for part in self.parts for note in part.notes)
-
-    @property
     def version(self) -> str:
         """The version of these rules, and a digest of the statistics for normalising. Known once loaded."""
         if not self._by:
