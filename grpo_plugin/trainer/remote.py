@@ -39,7 +39,7 @@ from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFail
 from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_groups
 from grpo_plugin.rewards.outcome import Outcome
 from grpo_plugin.rewards.policies import Raise, policy_of
-from grpo_plugin.rewards.survivors import leave_out, zero_std_share
+from grpo_plugin.rewards.survivors import drop_failed, zero_std_share
 from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.observability import tracing
@@ -228,7 +228,7 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
         failed_BGS = outcome.failed_BGS()
         if failed_BGS.any():
             least = setting(self.args, "min_group_size")
-            rewards_RS, self._dropped_R = leave_out(rewards_RS, self._remote, failed_BGS, self._policy, least)
+            rewards_RS, self._dropped_R = drop_failed(rewards_RS, self._remote, failed_BGS, self._policy, least)
             weights_S = self.reward_weights.to(rewards_RS.device)
             self._zero_std = zero_std_share(rewards_RS, weights_S, self._dropped_R, layout.group_size)
             self._metrics[self._mode]["reward/dropped"].append(int(self._dropped_R.sum()))
