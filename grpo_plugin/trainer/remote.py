@@ -32,8 +32,9 @@ from trl import GRPOConfig
 
 from grpo_plugin.config import setting
 from grpo_plugin.rewards import provenance
-from grpo_plugin.rewards.checks import NOT_COLUMNS, check_data, check_functions
+from grpo_plugin.rewards.checks import check_data, check_functions
 from grpo_plugin.rewards.collect import Pending, exchange, submit
+from grpo_plugin.rewards.columns import sent_columns
 from grpo_plugin.rewards.connection import Connection, connect, together
 from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFailures
 from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_groups
@@ -101,8 +102,13 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
         self._submissions = 0
         if self._connection is not None:
             weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
-            if rollout_func is None and environment_factory is None:
-                check_data(self._connection, args, train_dataset)
+            check_data(
+                self._connection,
+                args,
+                train_dataset,
+                eval_dataset,
+                columns_are_added=rollout_func is not None or environment_factory is not None,
+            )
             local = _as_list(reward_funcs)
             reward_processing_classes = self._processing_classes(reward_processing_classes, len(local))
             reward_funcs = local + self._columns()
@@ -200,9 +206,8 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
             for name, values in extra.items()
             if not isinstance(values, list) or index < len(values)
         }
-        chosen = setting(self.args, "reward_columns")
-        columns = {name: value for name, value in {**row, **added}.items() if name not in NOT_COLUMNS}
-        return columns if chosen is None else {name: columns[name] for name in chosen if name in columns}
+        columns = {**row, **added}
+        return {name: columns[name] for name in sent_columns(columns, setting(self.args, "reward_columns"))}
 
     def _make_group(self, rows: Any, name: str) -> Group:
         assert self._connection is not None
