@@ -17,6 +17,7 @@ Legend: N rows on this rank, R rows of the global batch, S scorers.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,12 @@ from grpo_plugin.rewards.checks import check_data, check_functions
 from grpo_plugin.rewards.collect import Pending, exchange, submit
 from grpo_plugin.rewards.columns import sent_columns
 from grpo_plugin.rewards.connection import Connection, connect, together
-from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFailures
+from grpo_plugin.rewards.failures import (
+    FailureRate,
+    SkipEmptySteps,
+    StopOnFailures,
+    take_out_metrics_without_value,
+)
 from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_groups
 from grpo_plugin.rewards.outcome import Outcome
 from grpo_plugin.rewards.policies import Raise, policy_of
@@ -100,6 +106,7 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
             )
         self._connection = connect(args, args.distributed_state) if args is not None else None
         self._submissions = 0
+        self._without_value: dict[str, set[str]] = {"train": set(), "eval": set()}  # by mode, of the last log
         if self._connection is not None:
             weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
             check_data(
@@ -289,6 +296,19 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
         if self.args.reward_weights is None:
             weights = [now["scorers"][scorer.name]["weight"] for scorer in connection.scorers]
             self.reward_weights[self._remote] = torch.tensor(weights)
+
+    # ---------------------------------------------------------------------------------------------------------- metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._connection is not None:
+            self._without_value[self._mode] = take_out_metrics_without_value(self._metrics[self._mode])
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        metrics = super().evaluate(*args, **kwargs)
+        # Whatever picks the best checkpoint looks a metric up by its name (transformers 5.23, line 3434): an evaluation
+        # without any score has NaN, which improves on nothing.
+        return {**{f"eval_{name}": math.nan for name in self._without_value["eval"]}, **metrics}
 
     # ------------------------------------------------------------------------------------------- stopping and resuming
 
