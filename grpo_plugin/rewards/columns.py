@@ -29,6 +29,22 @@ def sent_columns(names: Collection[str], chosen: Collection[str] | None) -> list
     return [name for name in names if name not in NOT_COLUMNS and (chosen is None or name in chosen)]
 
 
+def row_columns(
+    row: Mapping[str, Any], index: int, added: Mapping[str, Any], chosen: Collection[str] | None
+) -> dict[str, Any]:
+    """The columns of row `index` as TRL hands them to reward functions: the dataset's, and what a rollout added.
+
+    `added` holds a list with a value a row, or one value for all of them.
+    """
+    own = {
+        name: values[index] if isinstance(values, list) else values
+        for name, values in added.items()
+        if not isinstance(values, list) or index < len(values)
+    }
+    columns = {**row, **own}
+    return {name: columns[name] for name in sent_columns(columns, chosen)}
+
+
 def plain(value: Any) -> Any:
     """A column's value as JSON has it: numbers, text, lists, mappings, None.
 

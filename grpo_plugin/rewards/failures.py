@@ -33,6 +33,11 @@ class FailureRate:
         self._steps: deque[tuple[int, int]] = deque(maxlen=window)
         self.cause: str | None = None
 
+    def begin(self) -> None:
+        """Starts an empty window: a new run is not judged by the failures of the one before."""
+        self._steps.clear()
+        self.cause = None
+
     def add(self, failed: int, completions: int, summary: str | None) -> None:
         """A step's numbers, and what failed in it; judged once the window is full."""
         self._steps.append((failed, completions))
@@ -63,6 +68,10 @@ class SkipEmptySteps(TrainerCallback):
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the count of a new run, in which no micro-batch has been seen."""
         self._survived = False
         self._rates: list[float] | None = None
         self.count = 0
