@@ -59,7 +59,7 @@ def interruptible(run_folder: str) -> Iterator[list[Callable[[], None]]]:
         for close in closing:
             with contextlib.suppress(BaseException):
                 close()
-        raise Interrupted(handler.received, what_is_left(handler.received, run_folder)) from None
+    raise Interrupted(handler.received, what_is_left(handler.received, run_folder)) from None
 
 
 class _Handler:
@@ -68,6 +68,7 @@ class _Handler:
     def __init__(self) -> None:
         self.received: int | None = None
         self._received_at = 0.0
+        self._has_ended = threading.Event()
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -76,15 +77,17 @@ class _Handler:
         wakes.setblocking(False)
         fd_before = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         # The main thread may be blocked in a collective, where Python runs no handler; this thread is not.
-        threading.Thread(target=_end_in_time, args=(woken,), name="end of an interrupted run", daemon=True).start()
+        watch = threading.Thread(target=self._end_in_time, args=(woken,), name="end of an interrupted run", daemon=True)
+        watch.start()
         try:
             yield
         finally:
             signal.set_wakeup_fd(fd_before)
-            if self.received is None:
-                wakes.close()  # ends the thread; after a signal its deadline holds until the process is gone
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+            self._has_ended.set()
+            wakes.close()
+            watch.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
@@ -93,13 +96,13 @@ class _Handler:
         if time.monotonic() - self._received_at > _PAIR_S:
             os._exit(128 + number)  # the user means it; the embedded service ends with this process
 
-
-def _end_in_time(woken: socket.socket) -> None:
-    with woken:
-        while number := woken.recv(1):
-            if number[0] in SIGNALS:
-                time.sleep(_DEADLINE_S)
-                os._exit(128 + number[0])
+    def _end_in_time(self, woken: socket.socket) -> None:
+        with woken:
+            while number := woken.recv(1):
+                if number[0] in SIGNALS:
+                    if not self._has_ended.wait(_DEADLINE_S):
+                        os._exit(128 + number[0])
+                    return
 
 
 def what_is_left(number: int, run_folder: str) -> str:
@@ -112,8 +115,10 @@ def what_is_left(number: int, run_folder: str) -> str:
 
 
 def end_of(interrupt: KeyboardInterrupt) -> int:
-    """Says on one rank a node what an interrupt leaves; returns the exit code."""
+    """Says on one rank a node what an interrupt leaves; returns the exit code, with which the process is to end."""
+    _set_all(signal.SIG_IGN)  # a launcher's second signal must not cut the sentence
     say_once(str(interrupt) or "stopped")
+    _set_all(signal.SIG_DFL)  # from here on a signal ends the process at once, without a traceback
     return interrupt.exit_code if isinstance(interrupt, Interrupted) else 128 + signal.SIGINT
 
 
@@ -121,3 +126,8 @@ def say_once(message: str) -> None:
     """Prints to stderr on the first rank of each node; the others would say the same."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(message, file=sys.stderr, flush=True)
+
+
+def _set_all(action: signal.Handlers) -> None:
+    for number in SIGNALS:
+        signal.signal(number, action)
