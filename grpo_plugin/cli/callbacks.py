@@ -1,7 +1,7 @@
-"""What a run tells while it trains: progress with reward and time left, and a line of metrics a log.
+"""What a run shows while it trains: progress with reward and time left, and the file `metrics.jsonl`.
 
-Owns the look of progress and the file `metrics.jsonl`. Knows nothing of rewards but the names of their metrics. The
-table of sample completions is TRL's own: `log_completions`.
+Owns the form of both. Knows nothing of rewards but the names of their metrics. The table of sample completions is TRL's
+own option `log_completions`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def make_progress(console: Console) -> Progress:
-    """A bar with steps, time and, in the field `note`, whatever there is to say."""
+    """A progress bar with steps, time, and the text of its field `note`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -102,7 +102,7 @@ class ProgressReport(TrainerCallback):
         self.stop()
 
     def stop(self) -> None:
-        """Takes the bar off the terminal's last line; safe to call twice, and after an error."""
+        """Ends the live bar. Calling it twice, or after an error, is harmless."""
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None

@@ -1,7 +1,7 @@
 """The command `grpo`: train, quickstart, plot.
 
-Owns the subcommands and what becomes of an error: one line on stderr and a true exit code. Imports neither torch nor
-trl before a subcommand needs them, so that help answers at once.
+Owns the subcommands and the form of errors: one line on stderr and an exit code. Imports neither torch nor trl before a
+subcommand needs them, so that `grpo --help` answers at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def reporting(act: Callable[[], None]) -> int:
-    """Runs `act`; an error that its message explains is printed without a traceback."""
+    """Runs `act`; returns the exit code. An error whose message explains it is printed without a traceback."""
     try:
         act()
     except (UsageError, RewardServerError) as error:
@@ -98,7 +98,7 @@ def _train(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _train_extra() -> Iterator[None]:
-    """Around imports of what the base install lacks."""
+    """Around imports that need an extra; a missing package is named with the way to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """Draws a run folder's metrics into one PNG.
 
-Owns the reading of what a run left behind (`metrics.jsonl`, else TRL's `trainer_state.json`) and the look of the
-picture. Opens no window; knows nothing of training.
+Owns the reading of a run's metrics (`metrics.jsonl`, else TRL's `trainer_state.json`) and the form of the picture.
+Opens no window, and knows nothing of training.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _read_state(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw(metrics: Metrics, title: str) -> Figure:
-    """A figure with a panel for everything that the run logged."""
+    """A figure with one panel for each kind of metric that the run logged."""
     panels = [panel for panel in (_reward, _parts, _kl, _lengths, _wait, _entropy) if panel(metrics, None)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)

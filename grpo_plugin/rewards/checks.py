@@ -1,6 +1,6 @@
-"""What is looked at before the model loads: has the data what the scorers need, do functions, names and weights fit?
+"""Checks before the model loads: data have the columns that scorers need; functions, names and weights fit together.
 
-Owns the errors of that moment. Changes nothing.
+Owns the errors of these checks. Changes nothing.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def _check_first_row(connection: Connection, dataset: Any, columns: Sequence[str
 def check_functions(
     reward_funcs: Sequence[Any], scorers: Sequence[ScorerInfo], reward_weights: Sequence[float] | None
 ) -> None:
-    """Raises ValueError for a name that is taken twice, and for weights that are not one a function.
+    """Raises ValueError if a name is used twice, or if the number of weights is not that of the functions.
 
-    `reward_funcs` are the local ones, and then one a scorer.
+    `reward_funcs` holds the local functions, and then one for each scorer.
     """
     names = [func if isinstance(func, str) else getattr(func, "__name__", repr(func)) for func in reward_funcs]
     twice = sorted({scorer.name for scorer in scorers if names.count(scorer.name) > 1})

@@ -1,6 +1,6 @@
 """Finds the reward service, or starts the embedded one, and makes sure that every rank sees the same.
 
-Owns the client and the embedded child process, and sees that the service answers and that all ranks reach the same
+Owns the client and the embedded server process, and checks that the service answers and that all ranks reach the same
 configuration. Knows nothing of steps or data.
 """
 
@@ -30,7 +30,7 @@ class _State(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A service that answers: its client, what it is, the scorers in use, and the child process if it is embedded."""
+    """A service that answers: its client and description, the scorers in use, and the process if it is embedded."""
 
     client: RewardClient
     info: ServerInfo

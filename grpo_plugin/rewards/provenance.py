@@ -1,6 +1,6 @@
-"""Writes down which service scored a run, beside the run and each of its checkpoints, and compares on resuming.
+"""Records which reward service scored a run, in the run folder and in each checkpoint, and compares when a run resumes.
 
-Owns the file `reward_service.json`. Knows nothing of calls or steps.
+Owns the file `reward_service.json`. Knows nothing of calls or ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE_NAME = "reward_service.json"
 
 
 def describe(info: ServerInfo, scorer_names: list[str]) -> dict[str, Any]:
-    """What is written: the configuration's digest, and each scorer in use with its kind, version and weight."""
+    """The record: the digest of the configuration, and kind, version and weight of each scorer in use."""
     return {
         "config_digest": info.config_digest,
         "server_version": info.server_version,
@@ -37,13 +37,13 @@ def write(description: dict[str, Any], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The description that lies in a folder, None if there is none."""
+    """The description in a folder; None if there is none."""
     path = folder / FILE_NAME
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed between two descriptions, a phrase each; empty if the digests are equal."""
+    """What changed between two descriptions, a phrase for each change; empty if the digests are equal."""
     if before["config_digest"] == now["config_digest"]:
         return []
     old, new = before["scorers"], now["scorers"]
@@ -92,7 +92,7 @@ class ProvenanceCallback(TrainerCallback):
         if state.is_world_process_zero:
             write(self.description, Path(args.output_dir))
 
-    on_train_end = on_train_begin  # it may have changed, where the user allowed it
+    on_train_end = on_train_begin  # with allow_reward_change the description may have changed during the run
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
