@@ -11,7 +11,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from grpo_plugin import __version__
+import grpo_plugin
 from grpo_plugin.errors import UsageError
 from reward_server.errors import RewardServerError
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"grpo-plugin {__version__}")
+    parser.add_argument("--version", action="version", version=f"grpo-plugin {grpo_plugin.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train a model as a YAML file says", add_help=False)
     _add_quickstart(commands)
