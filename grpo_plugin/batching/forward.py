@@ -18,7 +18,8 @@ from accelerate.logging import get_logger
 
 from grpo_plugin.batching.packing import STANDS_IN_FOR, pack, register
 from grpo_plugin.batching.plan import Layout, PackedLayout, PaddedLayout, Rows, attention_cost
-from grpo_plugin.batching.rows import Ranks, prompt_numbers
+from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.table import prompt_numbers
 
 logger = get_logger(__name__)
 

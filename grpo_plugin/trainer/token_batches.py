@@ -25,24 +25,22 @@ from accelerate.utils import DistributedType
 from trl import GRPOTrainer
 
 from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
+from grpo_plugin.batching.exchange import exchange, executors, move, select
 from grpo_plugin.batching.forward import find_layout, packed_forward
 from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
 from grpo_plugin.batching.plan import Layout, PackedLayout, make_plan
+from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.rows import (
     MICRO_BATCH_STATS,
     MicroBatchStats,
-    Ranks,
     StepRows,
-    Table,
-    exchange,
-    executors,
     filler,
+    fit,
     fit_completions,
-    move,
-    select,
     trim,
     trimmed,
 )
+from grpo_plugin.batching.table import Table
 from grpo_plugin.config import setting
 from grpo_plugin.rewards.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT
 
@@ -294,7 +292,7 @@ class TokenBatchTrainer(GRPOTrainer):
             return whole[0]
         budget = self._budget(batch_size or len(input_ids), table)
         plan = make_plan(table.rows, table.members(prune=False), ranks.count, budget, layout)
-        held, rows = move(fields, table, plan, ranks)
+        held, rows = move(fit(fields, *table.widths), table.rows.rank_R, plan, ranks)
         place = {row: index for index, row in enumerate(held)}
         parts = [select(rows, [place[row] for row in batch]) if batch else filler(fields) for batch in plan[ranks.rank]]
         found = self._in_micro_batches(model, parts, rows["completion_ids"].shape[1])[: len(held)]

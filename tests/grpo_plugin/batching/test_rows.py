@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from grpo_plugin.batching.exchange import exchange
 from grpo_plugin.batching.metrics import StepMetrics
-from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, Ranks, StepRows, exchange, trim, trimmed
+from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, StepRows, trim, trimmed
 from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS
 
 ONE = Ranks(0, 1, lambda value: value)
