@@ -1,7 +1,7 @@
 """Which rows go through the model together, on which rank: pure functions of lengths.
 
-Owns what a forward costs, the spreading of rows over ranks so that all finish together, and micro-batches under a
-budget of tokens. Knows nothing of tensors, of losses or of how ranks talk: every rank holds the same `Rows` and so
+Owns what a forward costs and the plan: which rank computes a row (`spread`), and in which micro-batch
+(`micro_batches`). Knows nothing of tensors, of losses or of how ranks talk: every rank holds the same `Rows` and so
 makes the same plan.
 
     plan = make_plan(rows, members, ranks, budget_tokens, layout)
@@ -13,28 +13,32 @@ prompt once.
 
 What a token costs is taken as 1 for the linear layers, plus attention, which grows with the tokens that it looks at.
 
-Legend: R rows, in the order of the ranks that hold them.
+Legend: R rows, in the order of the ranks that hold them; M rows that are computed; U units of rows that stay together.
 """
 
 from __future__ import annotations
 
-import heapq
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from grpo_plugin.batching.micro_batches import bins, halved, rectangles
+from grpo_plugin.batching.spread import TOLERANCE, Work, spread, sums
 
 Ints = npt.NDArray[np.int64]
 MicroBatch = tuple[int, ...]
 Plan = tuple[tuple[MicroBatch, ...], ...]
 
-# Rows stay where they are unless moving them makes the slowest rank faster by more than this.
-_WORTH_MOVING = 0.03
-
 # What one more sequence that shares a prompt costs beside its tokens (its keys are gathered behind the prompt's), in
 # tokens: a prompt that saves less is computed each time.
 _SHARING_TOKENS = 8
+
+# Costs are counted in whole numbers of this part of a token, so that their sums are exact and alike on every processor.
+_PARTS_OF_A_TOKEN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,10 @@ class PaddedLayout:
         return len(batch) * self._width(rows, batch) if len(batch) else 0
 
     def cost(self, rows: Rows, batch: Sequence[int]) -> float:
-        width = self._width(rows, batch) if len(batch) else 0
-        return len(batch) * (width + self.attention * width**2)
+        return self.rectangle(len(batch), self._width(rows, batch) if len(batch) else 0)
 
-    def units(self, rows: Rows, members: Sequence[int], size: int) -> list[MicroBatch]:
-        return [(row,) for row in members]
+    def rectangle(self, rows: int, width: int) -> float:
+        return float(rows * (width + self.attention * width**2))
 
     def _width(self, rows: Rows, batch: Sequence[int]) -> int:
         index = np.asarray(batch)
@@ -87,17 +90,6 @@ class PackedLayout:
 
     def cost(self, rows: Rows, batch: Sequence[int]) -> float:
         return float(sum(self._cost(rows, family) for family in self.families(rows, batch)))
-
-    def units(self, rows: Rows, members: Sequence[int], size: int) -> list[MicroBatch]:
-        """What is not to be torn apart: `size` rows of one prompt at most."""
-        if not self.shares or size <= 1:
-            return [(row,) for row in members]
-        units = []
-        for family in _by_prompt(rows, members):
-            longest_first = sorted(family, key=lambda row: -rows.completion_tokens_R[row])
-            parts = balanced([float(rows.completion_tokens_R[row]) for row in longest_first], -(-len(family) // size))
-            units += [tuple(longest_first[index] for index in part) for part in parts]
-        return units
 
     def families(self, rows: Rows, batch: Sequence[int]) -> list[MicroBatch]:
         """The rows of each prompt that is computed once; a row alone where sharing gains nothing."""
@@ -129,9 +121,20 @@ class PackedLayout:
 Layout = PaddedLayout | PackedLayout
 
 
+def _by_prompt(rows: Rows, batch: Iterable[int]) -> list[MicroBatch]:
+    families: dict[int, list[int]] = {}
+    for row in batch:
+        families.setdefault(int(rows.prompt_R[row]), []).append(row)
+    return [tuple(family) for family in families.values()]
+
+
 def worth_sharing(prompt_tokens: int, rows: int) -> bool:
     """Whether a prompt of `rows` completions is cheaper to compute once."""
-    return rows > 1 and (rows - 1) * (prompt_tokens - 1) > rows * _SHARING_TOKENS
+    return bool(_worth_sharing(np.int64(prompt_tokens), np.int64(rows)))
+
+
+def _worth_sharing(prompt_tokens: Any, rows: Any) -> Any:
+    return (rows - 1) * (prompt_tokens - 1) > rows * _SHARING_TOKENS
 
 
 def attention_cost(hidden: int, intermediate: int) -> float:
@@ -149,151 +152,172 @@ def make_plan(rows: Rows, members: Sequence[int], ranks: int, budget_tokens: int
     No micro-batch computes more than `budget_tokens`, but for a row that does so alone. They are in order of cost,
     the dearest first, so that those which ranks compute at the same time take about as long.
     """
-    parts = _spread(rows, members, ranks, budget_tokens, layout)
-    batches = [_micro_batches(rows, part, budget_tokens, layout, at_least=1) for part in parts]
-    count = max(len(own) for own in batches)
-    batches = [
-        own if len(own) == count else _micro_batches(rows, part, budget_tokens, layout, at_least=count)
-        for own, part in zip(batches, parts, strict=True)
-    ]
-    count = max(1, *(len(own) for own in batches))
+    computed = _Members.of(rows, members, layout)
+    rank_M = _spread(computed, ranks, budget_tokens)
+    cut = _rectangles if isinstance(layout, PaddedLayout) else _bins
+    costed = cut(computed, rank_M, ranks, budget_tokens, layout)
+    count = max(1, *(len(own) for own in costed))
     return tuple(
-        tuple(sorted(own, key=lambda batch: -layout.cost(rows, batch))) + ((),) * (count - len(own)) for own in batches
+        tuple(batch for _, batch in sorted(own, key=lambda pair: -pair[0])) + ((),) * (count - len(own))
+        for own in costed
     )
 
 
-def balanced(costs: Sequence[float], parts: int) -> list[list[int]]:
-    """Splits numbers into `parts` of about equal sums, longest first (Graham 1969): the indices of each part."""
-    heap = [(0.0, part) for part in range(parts)]
-    found: list[list[int]] = [[] for _ in range(parts)]
-    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        load, part = heapq.heappop(heap)
-        found[part].append(index)
-        heapq.heappush(heap, (load + costs[index], part))
-    return found
+# ------------------------------------------------------------------------------------------------------------- the rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The rows to compute. A row costs its weight, and once for its unit what the unit's prompt costs."""
+
+    row_M: Ints
+    prompt_M: Ints
+    rank_M: Ints
+    prefix_tokens_M: Ints  # the prompt but its last token, which begins the completion
+    own_tokens_M: Ints  # the prompt's last token and the completion
+    prefix_cost_M: Ints
+    weight_M: Ints
+    shares: bool
+
+    @classmethod
+    def of(cls, rows: Rows, members: Sequence[int], layout: Layout) -> _Members:
+        row_M = np.asarray(members, dtype=np.int64)
+        prefix, own = rows.prompt_tokens_R[row_M] - 1, rows.completion_tokens_R[row_M] + 1
+        return cls(
+            row_M,
+            rows.prompt_R[row_M],
+            rows.rank_R[row_M],
+            prefix,
+            own,
+            _whole(prefix + layout.attention * prefix**2),
+            _whole(own + layout.attention * (own**2 + 2 * prefix * own)),
+            isinstance(layout, PackedLayout) and layout.shares,
+        )
+
+    def units(self, rank_M: Ints, budget: int) -> Ints:
+        """A number for each row, equal for the rows that compute their prompt once, within the budget.
+
+        These are rows of one prompt on one rank. Where they are too many for the budget they are dealt, longest first,
+        to as few units as fit; where sharing gains nothing each is alone.
+        """
+        if not self.shares or not len(self.row_M):
+            return np.arange(len(self.row_M))
+        order = np.lexsort((-self.own_tokens_M, self.prompt_M, rank_M))
+        new = np.diff(self.prompt_M[order], prepend=-1).astype(bool) | np.diff(rank_M[order], prepend=-1).astype(bool)
+        first = np.flatnonzero(new)
+        size = np.diff(first, append=len(order))
+        family, place = np.cumsum(new) - 1, np.arange(len(order)) - np.repeat(first, size)
+        prompt = self.prefix_tokens_M[order][first] + 1
+        parts = _parts(self.own_tokens_M[order], family, place, size, budget - prompt + 1)
+        parts = np.where(_worth_sharing(prompt, np.maximum(2, size // parts)), parts, size)
+        unit_M = np.empty_like(order)
+        unit_M[order] = first[family] + place % parts[family]
+        return unit_M
+
+
+def _parts(own_tokens: Ints, family: Ints, place: Ints, size: Ints, room: Ints) -> Ints:
+    """In how many parts each family's rows fit into its room, dealt in turn: the first part is the largest."""
+    total = sums(family, own_tokens, len(size))
+    parts = np.where(room > 0, np.minimum(size, -(-total // np.maximum(1, room))), size)
+    while True:
+        firsts = place % parts[family] == 0
+        beyond = (sums(family[firsts], own_tokens[firsts], len(size)) > room) & (parts < size)
+        if not beyond.any():
+            return np.asarray(parts)
+        parts = parts + beyond
+
+
+def _whole(cost: npt.NDArray[np.float64]) -> Ints:
+    return np.rint(cost * _PARTS_OF_A_TOKEN).astype(np.int64)
 
 
 # ------------------------------------------------------------------------------------------------------- over the ranks
 
 
-def _spread(rows: Rows, members: Sequence[int], ranks: int, budget: int, layout: Layout) -> list[list[MicroBatch]]:
-    """Each rank's units. At home, unless moving rows makes the slowest rank clearly faster."""
-    sizes = _unit_sizes(rows, members, layout)
-    home = [[row for row in members if rows.rank_R[row] == rank] for rank in range(ranks)]
-    best = [_fitting(rows, layout.units(rows, own, max(sizes)), budget, layout) for own in home]
-    least = _slowest(rows, best, layout)
-    if ranks == 1:
-        return best
-    least *= 1 - _WORTH_MOVING
-    for size in sizes:
-        units = _fitting(rows, layout.units(rows, members, size), budget, layout)
-        parts = balanced([layout.cost(rows, unit) for unit in units], ranks)
-        spread = _at_home(rows, [[units[index] for index in part] for part in parts])
-        slowest = _slowest(rows, spread, layout)
-        if slowest < least:
-            best, least = spread, slowest
+def _spread(rows: _Members, ranks: int, budget: int) -> Ints:
+    """The rank that computes each row: few move, and the rows of a prompt come together where that is faster."""
+    if ranks == 1 or not len(rows.row_M):
+        return rows.rank_M
+
+    def found(rank_M: Ints) -> tuple[Ints, int]:
+        return spread(Work(rows.weight_M, rows.prefix_cost_M, rows.units(rank_M, budget), rank_M), ranks)
+
+    best, slowest = found(rows.rank_M)
+    united = _united(rows)
+    if (united != rows.rank_M).any():
+        together, slowest_together = found(united)
+        if slowest_together < slowest * (1 - TOLERANCE):
+            return together
     return best
 
 
-def _unit_sizes(rows: Rows, members: Sequence[int], layout: Layout) -> list[int]:
-    """How many rows of a prompt may stay together: whole families, halves, quarters, …, single rows."""
-    largest = max((len(family) for family in _by_prompt(rows, members)), default=1)
-    sizes = [largest] if isinstance(layout, PackedLayout) and layout.shares else [1]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    return sizes
-
-
-def _fitting(rows: Rows, units: list[MicroBatch], budget: int, layout: Layout) -> list[MicroBatch]:
-    """The units, those beyond the budget halved until they fit."""
-    fitting, todo = [], list(units)
-    while todo:
-        unit = todo.pop()
-        if len(unit) == 1 or layout.tokens(rows, unit) <= budget:
-            fitting.append(unit)
-        else:
-            todo += [unit[::2], unit[1::2]]
-    return fitting
-
-
-def _slowest(rows: Rows, parts: Sequence[Sequence[MicroBatch]], layout: Layout) -> float:
-    return max(sum(layout.cost(rows, unit) for unit in part) for part in parts)
-
-
-def _at_home(rows: Rows, parts: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
-    """The same parts, given to ranks so that many tokens stay where they are: the heaviest claim first."""
-    claims = []
-    for number, part in enumerate(parts):
-        held = np.zeros(len(parts), dtype=np.int64)
-        for unit in part:
-            index = np.asarray(unit)
-            np.add.at(held, rows.rank_R[index], rows.tokens_R[index])
-        claims += [(-int(tokens), number, rank) for rank, tokens in enumerate(held)]
-    given: dict[int, int] = {}
-    for _, number, rank in sorted(claims):
-        if number not in given.values() and rank not in given:
-            given[rank] = number
-    return [parts[given[rank]] for rank in range(len(parts))]
+def _united(rows: _Members) -> Ints:
+    """Each row on the rank that holds most of its prompt's tokens, where computing the prompt once gains something."""
+    if not rows.shares:
+        return rows.rank_M
+    _, prompt, count = np.unique(rows.prompt_M, return_inverse=True, return_counts=True)
+    held = np.unique(np.stack([prompt, rows.rank_M]), axis=1, return_inverse=True)
+    (prompt_H, rank_H), holding = held[0], held[1].reshape(-1)
+    tokens_H = sums(holding, rows.own_tokens_M, len(prompt_H))
+    order = np.lexsort((rank_H, -tokens_H, prompt_H))
+    first = np.flatnonzero(np.diff(prompt_H[order], prepend=-1))
+    main = rank_H[order][first]
+    gains = _worth_sharing(rows.prefix_tokens_M + 1, count[prompt])
+    return np.where(gains, main[prompt], rows.rank_M)
 
 
 # ---------------------------------------------------------------------------------------------------- in micro-batches
 
-
-def _micro_batches(
-    rows: Rows, units: Sequence[MicroBatch], budget: int, layout: Layout, at_least: int
-) -> list[MicroBatch]:
-    """One rank's micro-batches, `at_least` so many where there are units for it."""
-    if not units:
-        return []
-    if isinstance(layout, PaddedLayout):
-        return _split(rows, _rectangles(rows, [unit[0] for unit in units], budget, layout), at_least, layout)
-    total = sum(layout.tokens(rows, unit) for unit in units)
-    count = max(at_least, -(-total // budget))
-    while True:
-        parts = balanced([layout.cost(rows, unit) for unit in units], min(count, len(units)))
-        batches = [tuple(row for index in part for row in units[index]) for part in parts]
-        if count >= len(units) or all(layout.tokens(rows, batch) <= budget for batch in batches):
-            return batches
-        count += 1
+Costed = list[list[tuple[float, MicroBatch]]]  # for each rank, its micro-batches and their costs
 
 
-def _rectangles(rows: Rows, members: Sequence[int], budget: int, layout: PaddedLayout) -> list[MicroBatch]:
-    """Cuts the rows, sorted by length, where the padded whole costs least."""
-    order = np.asarray(sorted(members, key=lambda row: (-rows.tokens_R[row], row)))
-    prompts, completions = rows.prompt_tokens_R[order], rows.completion_tokens_R[order]
-    best = np.full(len(order) + 1, np.inf)
-    best[0], cut = 0.0, np.zeros(len(order) + 1, dtype=np.int64)
-    for end in range(1, len(order) + 1):
-        counts = np.arange(1, end + 1)  # rows of the last rectangle, which begins at end - count
-        width = _running_max(prompts[:end]) + _running_max(completions[:end])
-        cost = counts * (width + layout.attention * width**2) + layout.overhead_tokens
-        cost = np.where((counts * width <= budget) | (counts == 1), cost + best[end - counts], np.inf)
-        choice = int(cost.argmin())
-        best[end], cut[end] = cost[choice], end - counts[choice]
-    found, end = [], len(order)
-    while end:
-        found.append(tuple(int(row) for row in order[cut[end] : end]))
-        end = int(cut[end])
-    return found[::-1]
+def _bins(rows: _Members, rank_M: Ints, ranks: int, budget: int, layout: Layout) -> Costed:
+    """Each rank's units in bins of about equal cost; as many on every rank, if it has units for them."""
+    _, first, unit_M = np.unique(rows.units(rank_M, budget), return_index=True, return_inverse=True)
+    cost_U = sums(unit_M, rows.weight_M, len(first)) + rows.prefix_cost_M[first]
+    tokens_U = sums(unit_M, rows.own_tokens_M, len(first)) + rows.prefix_tokens_M[first]
+    members = _grouped(rows.row_M, unit_M, len(first))
+    units = _grouped(np.arange(len(first)), rank_M[first], ranks)
+    costs, tokens = ([values[own].tolist() for own in units] for values in (cost_U, tokens_U))
+    parts = [bins(*pair, budget) for pair in zip(costs, tokens, strict=True)]
+    count = max(len(own) for own in parts)
+    parts = [
+        own if len(own) == count else bins(costs[rank], tokens[rank], budget, count) for rank, own in enumerate(parts)
+    ]
+    return [
+        [
+            (sum(costs[rank][index] for index in part), tuple(row for index in part for row in members[own[index]]))
+            for part in parts[rank]
+        ]
+        for rank, own in enumerate(units)
+    ]
 
 
-def _running_max(values: Ints) -> Ints:
-    """The largest of the last 1, 2, 3, … values."""
-    return np.asarray(np.maximum.accumulate(values[::-1]))
+def _rectangles(rows: _Members, rank_M: Ints, ranks: int, budget: int, layout: Layout) -> Costed:
+    """Each rank's rows in rectangles; as many on every rank, if it has rows for them."""
+    assert isinstance(layout, PaddedLayout)
+    order = np.lexsort((rows.row_M, -(rows.prefix_tokens_M + rows.own_tokens_M), rank_M))
+    rank, count_K = rank_M[order], np.bincount(rank_M, minlength=ranks)
+    place = np.arange(len(order)) - (np.cumsum(count_K) - count_K)[rank]
+    prompts, completions = np.zeros((2, ranks, int(count_K.max())), dtype=np.int64)
+    prompts[rank, place], completions[rank, place] = rows.prefix_tokens_M[order] + 1, rows.own_tokens_M[order] - 1
+    parts = rectangles(prompts, completions, count_K, budget, layout.attention, layout.overhead_tokens)
+    count = max(len(own) for own in parts)
+    alone = _grouped((rows.weight_M + rows.prefix_cost_M)[order], rank, ranks)
+    parts = [own if len(own) == count else halved(own, count, alone[rank]) for rank, own in enumerate(parts)]
+    members = _grouped(rows.row_M[order], rank, ranks)
+
+    def cost(rank: int, start: int, end: int) -> float:
+        return layout.rectangle(end - start, prompts[rank, start:end].max() + completions[rank, start:end].max())
+
+    return [
+        [(cost(rank, start, end), tuple(members[rank][start:end])) for start, end in own]
+        for rank, own in enumerate(parts)
+    ]
 
 
-def _split(rows: Rows, batches: list[MicroBatch], count: int, layout: PaddedLayout) -> list[MicroBatch]:
-    """The dearest micro-batches halved until there are `count`, or nothing is left to halve."""
-    while len(batches) < count and any(len(batch) > 1 for batch in batches):
-        dearest = max((batch for batch in batches if len(batch) > 1), key=lambda batch: layout.cost(rows, batch))
-        batches.remove(dearest)
-        middle = len(dearest) // 2
-        batches += [dearest[:middle], dearest[middle:]]
-    return batches
-
-
-def _by_prompt(rows: Rows, members: Iterable[int]) -> list[MicroBatch]:
-    families: dict[int, list[int]] = {}
-    for row in members:
-        families.setdefault(int(rows.prompt_R[row]), []).append(row)
-    return [tuple(family) for family in families.values()]
+def _grouped(values: Ints, group: Ints, groups: int) -> list[list[int]]:
+    """The values of each group, in their order."""
+    ends = np.cumsum(np.bincount(group, minlength=groups)).tolist()
+    in_order = values[np.argsort(group, kind="stable")].tolist()
+    return [in_order[start:end] for start, end in itertools.pairwise([0, *ends])]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from grpo_plugin.batching.exchange import Fields, move, select
+from grpo_plugin.batching.exchange import Fields, Padded, move, select
 from grpo_plugin.batching.plan import Plan
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.table import Table
@@ -86,11 +86,10 @@ class StepRows:
 
     def micro_batches(self, plan: Plan, ranks: Ranks, multiple: int | None) -> list[dict[str, Any]]:
         """This rank's part of the plan, trimmed; a filler without loss where it has fewer micro-batches than others."""
-        held, fields = move(fit(self.fields, *self.table.widths), self.table.rows.rank_R, plan, ranks)
-        place = {row: index for index, row in enumerate(held)}
+        held = move(self.fields, padded_fields(self.fields, self.table), self.table.rows.rank_R, plan, ranks)
         found = []
         for number, batch in enumerate(plan[ranks.rank]):
-            rows = filler(self.fields) if not batch else select(fields, [place[row] for row in batch])
+            rows = held.select(batch, multiple) if batch else filler(self.fields, multiple)
             shared = {name: value for name, value in self.values.items() if name != SURVIVORS}
             shared[ROW_WEIGHT] = self.values.get(ROW_WEIGHT, 1.0) * len(batch) / self.batch_rows
             shared[MICRO_BATCH_STATS] = self._stats(plan, number)
@@ -98,7 +97,7 @@ class StepRows:
             shared[ROWS] = self.rows if number == 0 else 0
             if self.survivors is not None:
                 shared[SURVIVORS] = self.survivors if number == 0 else 0.0
-            found.append({**trim(rows, multiple), **shared})
+            found.append({**rows, **shared})
         return found
 
     def _stats(self, plan: Plan, number: int) -> MicroBatchStats:
@@ -126,13 +125,27 @@ def trimmed(batch: dict[str, Any], multiple: int | None) -> dict[str, Any]:
     return batch if merged is None else {**trim(merged[0], multiple), **merged[1]}
 
 
-def filler(fields: Fields) -> Fields:
+def filler(fields: Fields, multiple: int | None = None) -> Fields:
     """A row of one prompt token and no completion, for the collectives of a forward and backward."""
-    rows = fit(select(fields, [0]), 1, 1)
+    rows = fit(select(fields, [0]), multiple or 1, multiple or 1)
     for name in ("completion_mask", "advantages"):
         if name in rows:
             rows[name] = torch.zeros_like(rows[name])
     return rows
+
+
+def padded_fields(fields: Fields, table: Table) -> dict[str, Padded]:
+    """How the fields with a value a token are padded, and as what they travel: token ids as int32, masks as bytes."""
+    width = fields["completion_ids"].shape[1]
+    wires = {"ids": torch.int32, "mask": torch.uint8}
+    found = {}
+    for name, value in fields.items():
+        wire = wires.get(name.rpartition("_")[2])
+        if name in PROMPT_FIELDS:
+            found[name] = Padded(table.rows.prompt_tokens_R, left=True, wire=wire)
+        elif name in COMPLETION_FIELDS and value.shape[1] == width:
+            found[name] = Padded(table.rows.completion_tokens_R, wire=wire)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ trimming

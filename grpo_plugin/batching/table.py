@@ -46,11 +46,6 @@ class Table:
         rank = np.repeat(np.arange(ranks.count), len(fields["prompt_ids"]))
         return cls(Rows(prompt, completion, number, rank), loss, advantage, int(widths.max()))
 
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Of the longest prompt and the longest completion, in tokens; at least 1 for completions."""
-        return int(self.rows.prompt_tokens_R.max()), max(1, int(self.rows.completion_tokens_R.max()))
-
     def members(self, prune: bool) -> list[int]:
         """The rows that can have a gradient: those with tokens in the loss and, if `prune`, an advantage."""
         alive_R = (self.loss_tokens_R > 0) & ((self.has_advantage_R > 0) | (not prune))
