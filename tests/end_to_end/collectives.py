@@ -4,8 +4,8 @@
 
 One generation on two ranks. One completion is far longer than all others, so that the rank which computes it has one
 micro-batch where the other has several, and runs fillers. Each case is an optimizer step on that generation, through
-the real (DDP-wrapped) model. A rank writes a line for each collective as it starts, into `<rank>.log` beside the spec: the case, the
-operation, what it sends and the line of code that asked for it. The lines that a rank wrote before it hung stay.
+the real (DDP-wrapped) model. A rank writes a line for each collective as it starts, into `<rank>.log` beside the spec:
+the case, the operation, what it sends and the line of code that asked for it. Lines written before a rank hangs stay.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def one_long_completion(prompts: list[Any], trainer: Any) -> dict[str, Any]:
 
 
 def all_different(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-    return [zlib.crc32(f"{p} {c} {i}".encode()) / 2**32 for i, (p, c) in enumerate(zip(prompts, completions, strict=True))]
+    return [
+        zlib.crc32(f"{p} {c} {i}".encode()) / 2**32 for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
+    ]
 
 
 def main(path: Path) -> None:
@@ -145,7 +147,7 @@ def counted_fillers(trainer: Any) -> Iterator[list[int]]:
 
 
 def optimizer_step(trainer: Any, model: Any, inputs: Any, step: Callable[..., Any]) -> None:
-    """The calls of an optimizer step, as the loop of transformers' Trainer makes them; on a generation that is there."""
+    """The calls of an optimizer step, as transformers' Trainer makes them, on the generation that is there."""
     calls = trainer.args.gradient_accumulation_steps
     trainer._step = calls
     model.zero_grad()
