@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-fast trl-tests lint docs protos bench setup clean
+.PHONY: quickstart test test-fast exactness trl-tests lint docs protos bench setup clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,13 @@ test: setup
 # The tests that need no trainer and no subprocess ranks: seconds, for while you work.
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
+
+# Our weights against stock TRL's for many random settings, on one and on two ranks; as long as SETTINGS says (a minute
+# for four or so). Another SEED draws others.
+SETTINGS ?= 80
+SEED ?= 1000
+exactness: setup
+	EXACTNESS_SETTINGS=$(SETTINGS) EXACTNESS_SEED=$(SEED) $(BIN)/python -m pytest tests/end_to_end/test_random_settings.py
 
 # TRL's own GRPO tests with our trainer in place of theirs: make trl-tests TRL=path/to/trl-checkout
 trl-tests: setup

@@ -18,7 +18,7 @@ from tests.end_to_end.test_ranks import ARGS, largest_difference, start_weights,
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LOSSES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "bnpo")
+LOSSES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "bnpo")
 LEVELS = ("token", "sequence")
 
 SGD = {
@@ -33,9 +33,13 @@ SGD = {
 OFF_POLICY = {"steps_per_generation": 4, "num_iterations": 2}
 
 
+SPEC_OPTIONS = ("rewards", "rollout", "corrects_for_sampler")
+
+
 def pair(model: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The specs of stock TRL and of this trainer, alike but for the micro-batches."""
-    run = {"model": model, "rewards": ["signal_in_half"], "rollout": "skewed"}
+    options = {"rewards": ["signal_in_half"], "rollout": "skewed"}
+    run = {"model": model, **options, **{name: changes.pop(name) for name in SPEC_OPTIONS if name in changes}}
     ours = {**ARGS, **SGD, "token_batches": True, **changes}
     return {**run, "trainer": "stock", "args": dict(ours)}, {**run, "trainer": "remote", "args": dict(ours)}
 
@@ -66,6 +70,10 @@ def all_losses() -> dict[str, dict[str, Any]]:
     cases["on policy"] = {"loss_type": "grpo"}
     cases["one micro-batch"] = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
     cases["a step over generations"] = {"steps_per_generation": 3, "gradient_accumulation_steps": 2}
+    cases["vespo, ratios of tokens to the sampler's"] = {
+        **{"loss_type": "vespo", "corrects_for_sampler": True, "vllm_importance_sampling_mode": "token_truncate"},
+        **OFF_POLICY,
+    }
     cases["padded"] = {"padding_free": False, **OFF_POLICY}
     cases["no shared prefix"] = {"shared_prefix": False, **OFF_POLICY}
     cases["more micro-batches than TRL's"] = {"max_tokens_per_micro_batch": 40, **OFF_POLICY}
@@ -77,6 +85,17 @@ def all_losses() -> dict[str, dict[str, Any]]:
 def test_weights_are_stock_trls_for_every_loss_and_level(tiny_model: str, tmp_path: Path, accelerate: str) -> None:
     found = differences(tmp_path, accelerate, tiny_model, all_losses())
     assert max(found.values()) < 1e-5, found
+
+
+def test_ratios_of_whole_completions_move_between_ranks_where_those_of_one_have_a_single_token_each(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    ratios = {"corrects_for_sampler": True, "vllm_importance_sampling_mode": "sequence_truncate"}
+    case = {"rollout": "short", "rewards": ["vowels"], **ratios, **OFF_POLICY}
+    stock, ours = pair(tiny_model, **case)
+    results = train(tmp_path, "cpu_ddp", stock=stock, ours=ours)
+    assert largest_difference(results["stock"][0], start_weights(tiny_model)) > 1e-4
+    assert largest_difference(results["ours"][0], results["stock"][0]) < 1e-5
 
 
 @pytest.mark.parametrize("accelerate", ["cpu", "cpu_ddp"])

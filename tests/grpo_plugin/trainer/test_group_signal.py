@@ -71,6 +71,8 @@ def solved_in_half(share: float) -> Callable[..., list[float]]:
     return reward
 
 
+# Groups of 8, since the mean of 4 equal numbers is exact in float32.
+GROUPS_OF_8 = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
 SCALES = [
     {"scale_rewards": "group"},
     {"scale_rewards": "none"},
@@ -86,14 +88,14 @@ def test_groups_of_equal_rewards_are_pruned_counted_and_otherwise_learnt_as_with
     tiny_model: str, tmp_path: Path, scores: list[float], scale: dict[str, str]
 ) -> None:
     solved = [solved_in_half(score) for score in scores]
-    ours, theirs = train_both(tmp_path, tiny_model, reward=solved, **scale)
+    ours, theirs = train_both(tmp_path, tiny_model, reward=solved, **GROUPS_OF_8, **scale)
     assert moved(ours, tiny_model)
     assert largest_difference(ours, theirs) < 5e-5, "apart by what TRL learns from rounding, and no more"
     logs = ours.state.log_history[:3]
     pruned = [log["batches/rows_without_signal"] for log in logs]
     assert 0 < sum(pruned) < 3 * 16
     by_group = scale.get("scale_rewards") in ("group", "none")
-    assert [log["frac_reward_zero_std"] for log in logs] == [n / 16 if by_group else 0.0 for n in pruned]
+    assert [log["frac_reward_zero_std"] for log in logs] == [n / 16 if by_group else n // 16 for n in pruned]
     assert sum(value == 0.0 for value in ours._logs["advantages"]) == pruned[-1]
 
 
@@ -105,7 +107,7 @@ def test_where_all_are_solved_nothing_moves_and_all_are_counted(
     def all_solved(completions: list[Any], **_: Any) -> list[float]:
         return [1.2] * len(completions)
 
-    ours = train_skewed(RemoteGRPOTrainer, tmp_path, tiny_model, all_solved, **scale)
+    ours = train_skewed(RemoteGRPOTrainer, tmp_path, tiny_model, all_solved, **GROUPS_OF_8, **scale)
     assert not moved(ours, tiny_model)
     for log in ours.state.log_history[:3]:
         assert (log["frac_reward_zero_std"], log["batches/rows_without_signal"]) == (1.0, 16)
@@ -114,8 +116,8 @@ def test_where_all_are_solved_nothing_moves_and_all_are_counted(
 
 @pytest.mark.slow
 def test_without_token_batches_groups_of_equal_rewards_are_trls_to_the_bit(tiny_model: str, tmp_path: Path) -> None:
-    ours = train(RemoteGRPOTrainer, tiny_model, remote(tmp_path), solved_in_half(1.2))
-    theirs = train(GRPOTrainer, tiny_model, stock(tmp_path), solved_in_half(1.2))
+    ours = train(RemoteGRPOTrainer, tiny_model, remote(tmp_path, num_generations=8), solved_in_half(1.2))
+    theirs = train(GRPOTrainer, tiny_model, stock(tmp_path, num_generations=8), solved_in_half(1.2))
     assert largest_difference(ours, theirs) == 0.0
     assert ours._logs["advantages"] == theirs._logs["advantages"]
     names = ("frac_reward_zero_std", "reward_std", "grad_norm")
@@ -151,6 +153,7 @@ def test_survivors_of_equal_rewards_have_no_signal_and_the_dropped_do_not_count(
         None,
         reward_endpoint=[serve(function("flaky_and_solved", weight=1.2)).endpoint],
         max_failure_rate=1.0,
+        **GROUPS_OF_8,
         **scale,
     )
     assert not moved(ours, tiny_model)
