@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trl
 import yaml
+from accelerate.logging import MultiProcessAdapter
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
@@ -191,11 +192,16 @@ def test_the_old_policy_as_anchor_needs_no_reference_model_and_equals_a_referenc
     assert largest_difference(ours, theirs) < 1e-6
 
 
-def test_where_the_policy_that_samples_is_updated_the_old_anchor_costs_nothing(tiny_model: str, tmp_path: Path) -> None:
+def test_where_the_policy_that_samples_is_updated_the_old_anchor_costs_nothing_and_says_so_once(
+    tiny_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    MultiProcessAdapter.warning_once.cache_clear()
     ours = train(RemoteGRPOTrainer, tiny_model, remote(tmp_path, kl_anchor="old", beta=0.5), scoring.vowels)
     theirs = train(GRPOTrainer, tiny_model, stock(tmp_path, beta=0.0), scoring.vowels)
     assert {log["kl"] for log in ours.state.log_history[:5]} == {0.0}
     assert largest_difference(ours, theirs) == 0.0
+    assert caplog.text.count("kl_anchor 'old' with beta 0.5 has no effect") == 1
+    assert "a multiple of steps_per_generation × num_iterations (1 × 1)" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ provenance

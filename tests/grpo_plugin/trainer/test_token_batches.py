@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trl
+from accelerate import Accelerator
 from accelerate.logging import MultiProcessAdapter
 from peft import LoraConfig
 from trl import GRPOTrainer
@@ -205,3 +206,70 @@ def test_evaluation_goes_trls_way(tiny_model: str, tmp_path: Path) -> None:
     ours, theirs = train_both(tmp_path, tiny_model, eval_dataset=make_dataset(4), **evaluate)
     losses = [[log["eval_loss"] for log in t.state.log_history if "eval_loss" in log] for t in (ours, theirs)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ metrics, reductions, noise
+
+
+def one_long_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """Completions of one token, but for the first, which has nine."""
+    tokenize = trainer.processing_class
+    texts = ["abcdefghi" if index == 0 else "abcdefghijklmnop"[index] for index in range(len(prompts))]
+    completion_ids = tokenize(text=texts)["input_ids"]
+    logprobs = [[0.0] * len(ids) for ids in completion_ids]
+    return {"prompt_ids": tokenize(text=prompts)["input_ids"], "completion_ids": completion_ids, "logprobs": logprobs}
+
+
+def by_place(completions: list[Any], **_: Any) -> list[float]:
+    return [index * 0.37 % 1 for index in range(len(completions))]
+
+
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_metrics_are_stock_trls_where_a_micro_batch_is_one_token_wide(
+    tiny_model: str, tmp_path: Path, padding_free: bool
+) -> None:
+    # TRL's step is one micro-batch, whose means are those of all tokens; ours is many, most of them of single tokens.
+    changes = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "beta": 0.1, "loss_type": "dapo"}
+    ours, theirs = train_both(
+        tmp_path,
+        tiny_model,
+        ours={"max_tokens_per_micro_batch": 24, "padding_free": padding_free},
+        reward=by_place,
+        rollout_func=one_long_rollout,
+        **changes,
+    )
+    assert largest_difference(ours, theirs) < 1e-6
+    for one, other in zip(ours.state.log_history[:3], theirs.state.log_history[:3], strict=True):
+        assert one["batches/micro_batches"] > 2
+        for name in ("entropy", "kl", "clip_ratio/region_mean"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-6), name
+
+
+def test_gradients_are_reduced_after_each_batch_if_accelerate_is_asked_to(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+    no_sync = Accelerator.no_sync
+
+    def counted(self: Accelerator, model: Any) -> Any:
+        entered.append(type(model).__name__)
+        return no_sync(self, model)
+
+    monkeypatch.setattr(Accelerator, "no_sync", counted)
+    budget = {"max_tokens_per_micro_batch": 40, "reward": scoring.vowels}
+    train_skewed(RemoteGRPOTrainer, tmp_path, tiny_model, **budget)
+    assert len(entered) > 3 * 3, "more often than TRL, which has 4 batches a step"
+    entered.clear()
+    each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    train_skewed(RemoteGRPOTrainer, tmp_path, tiny_model, accelerator_config=each, **budget)
+    assert entered == []
+
+
+def test_with_neftune_batches_are_trls_to_the_bit_since_its_noise_depends_on_their_width(
+    tiny_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    MultiProcessAdapter.warning_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        ours, theirs = train_both(tmp_path, tiny_model, neftune_noise_alpha=5.0, num_iterations=2)
+    assert "NEFTune's noise depends on the width of a batch (neftune_noise_alpha)" in caplog.text
+    assert largest_difference(ours, theirs) == 0.0
