@@ -100,7 +100,7 @@ def main(path: Path) -> None:
 def correct_for_sampler(trainer: Any) -> None:
     """Importance ratios between the policy and the sampling engine, as with vLLM, which the rollout stands in for."""
     trainer.use_vllm = True
-    trainer.vllm_generation = SimpleNamespace(sync_weights=lambda: None)
+    trainer.vllm_generation, trainer._last_loaded_step = SimpleNamespace(sync_weights=lambda: None), 0
 
 
 def be_late(trainer: Any, late_s: float) -> None:
