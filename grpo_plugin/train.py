@@ -28,6 +28,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from grpo_plugin.cli.callbacks import MetricsFile, ProgressReport
 from grpo_plugin.cli.data import DataArguments, check_path, load_splits
+from grpo_plugin.cli.interrupt import end_of, interruptible, say_once
+from grpo_plugin.cli.quiet import hush_libraries, hush_progress_bars
 from grpo_plugin.config import RemoteGRPOConfig
 from grpo_plugin.errors import UsageError
 from grpo_plugin.trainer.remote import RemoteGRPOTrainer
@@ -62,30 +64,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         train(sys.argv[1:] if argv is None else argv)
     except (UsageError, RewardServerError) as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # every rank says the same
-            print(f"error: {error}", file=sys.stderr)
+        say_once(f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return end_of(interrupt)
     return 0
 
 
 def train(
     argv: Sequence[str], *, callbacks: Sequence[TrainerCallback] | None = None, quiet: bool = False
 ) -> RemoteGRPOTrainer:
-    """The whole road; returns the trainer after its run. Raises UsageError, or RewardServerError of the service.
+    """The whole road; returns the trainer after its run.
+
+    Raises UsageError, RewardServerError of the service, or Interrupted after Ctrl-C or SIGTERM.
 
     `callbacks` take the place of the progress report; `quiet` leaves out the closing words.
     """
     job = parse(argv)
+    hush_libraries()
     check(job)
-    trainer = build(job, callbacks)
-    try:
-        run(trainer, job)
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressReport):
-                callback.stop()
+    with interruptible(job.training.output_dir) as closing:
+        trainer = build(job, callbacks)
+        closing.append(trainer.close)
+        try:
+            hush_progress_bars()
+            run(trainer, job)
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, ProgressReport):
+                    callback.stop()
     if not quiet:
         say_goodbye(trainer)
     return trainer

@@ -39,9 +39,9 @@ def reporting(act: Callable[[], None]) -> int:
     except (UsageError, RewardServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "stopped", file=sys.stderr)
+        return getattr(interrupt, "exit_code", 130)
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -67,6 +67,19 @@ def connect(args: Any, state: _State) -> Connection | None:
             server.stop()
         raise
     return Connection(client, info, scorers, run_id=gather_object([uuid.uuid4().hex])[0], server=server)
+
+
+def reconnect(connection: Connection, args: Any, state: _State) -> Connection:
+    """The same service for a new run, as it is now: it may have come back with another configuration meanwhile.
+
+    Every rank calls it, and all fail if one does. Raises ConfigError if a scorer in use is gone, and what `connect`
+    raises.
+    """
+    timeout_s = setting(args, "reward_connect_timeout_s")
+    info = together(lambda: connection.client.connect(timeout_s), state)
+    _check_same(gather_object([info.config_digest]), connection.client.endpoint)
+    scorers = choose_scorers(info, [scorer.name for scorer in connection.scorers])
+    return replace(connection, info=info, scorers=scorers, run_id=gather_object([uuid.uuid4().hex])[0])
 
 
 def _reach(where: Endpoint, args: Any, timeout_s: float) -> tuple[RewardClient, ServerInfo]:

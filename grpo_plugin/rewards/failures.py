@@ -6,10 +6,23 @@ and to skip the update of a step in which nothing survived. Knows nothing of cal
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def take_out_metrics_without_value(metrics: dict[str, list[float]]) -> set[str]:
+    """Removes the metrics that have only NaN since the last log, in place; returns their names.
+
+    TRL logs them as None (TRL 1.16, GRPOTrainer.log, line 3312), which progress bars, trackers and schedulers do not
+    expect. `reward` is one where every score of a logging window has failed.
+    """
+    empty = {name for name, values in metrics.items() if all(map(math.isnan, values))}
+    for name in empty:
+        del metrics[name]
+    return empty
 
 
 class FailureRate:
@@ -19,6 +32,11 @@ class FailureRate:
         self._limit = limit
         self._steps: deque[tuple[int, int]] = deque(maxlen=window)
         self.cause: str | None = None
+
+    def begin(self) -> None:
+        """Starts an empty window: a new run is not judged by the failures of the one before."""
+        self._steps.clear()
+        self.cause = None
 
     def add(self, failed: int, completions: int, summary: str | None) -> None:
         """A step's numbers, and what failed in it; judged once the window is full."""
@@ -50,6 +68,10 @@ class SkipEmptySteps(TrainerCallback):
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the count of a new run, in which no micro-batch has been seen."""
         self._survived = False
         self._rates: list[float] | None = None
         self.count = 0

@@ -24,6 +24,7 @@ from typing import Any
 
 from PIL import Image
 
+from grpo_plugin.rewards.columns import plain
 from reward_server.types import Content, Group
 
 
@@ -103,7 +104,7 @@ def make_group(rows_G: Sequence[Row], *, token_ids: bool, **names: Any) -> Group
         [with_data_urls(row.prompt) for row in rows_G],
         [with_data_urls(row.content) for row in rows_G],
         [row.token_ids or () for row in rows_G] if token_ids else None,
-        [row.columns for row in rows_G],
+        [plain(row.columns) for row in rows_G],
         **names,
     )
 

@@ -109,7 +109,7 @@ def policy_of(name: str) -> FailurePolicy:
     return policy
 
 
-def leave_small_groups(dropped_BG: Mask, min_group_size: int) -> Mask:
+def drop_small_groups(dropped_BG: Mask, min_group_size: int) -> Mask:
     """`dropped_BG`, with every completion of a group that has fewer than `min_group_size` survivors."""
     small_B1 = ((~dropped_BG).sum(axis=1) < min_group_size)[:, None] & _any(dropped_BG, 1)[:, None]
     return dropped_BG | small_B1

@@ -65,6 +65,21 @@ def update(description: dict[str, Any], now: dict[str, Any], step: int, changes:
     description.update(now, changes=history)
 
 
+def begin(description: dict[str, Any], now: dict[str, Any]) -> None:
+    """Makes a description that of a new run, in place: as the service is now, without a history."""
+    description.clear()
+    description.update(now)
+
+
+def carry_on(description: dict[str, Any], before: dict[str, Any], step: int) -> list[str]:
+    """Gives the description of a run that resumes the history of its checkpoint, in place; returns what changed."""
+    changes = differences(before, description)
+    history = [*before.get("changes", []), *([{"step": step, "changes": "; ".join(changes)}] if changes else [])]
+    if history:
+        description["changes"] = history
+    return changes
+
+
 class ProvenanceCallback(TrainerCallback):
     """Writes the description at both ends of training and with each checkpoint, on the main process."""
 

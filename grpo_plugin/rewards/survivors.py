@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from trl.trainer.utils import nanstd
 
-from grpo_plugin.rewards.policies import FailurePolicy, leave_small_groups
+from grpo_plugin.rewards.policies import FailurePolicy, drop_small_groups
 
 # The losses that mean over rows (GRPOTrainer._compute_loss, TRL 1.16, line 3160). `dapo`, `cispo` and `vespo` divide by
 # the generation batch's tokens, `bnpo` by the micro-batch's: there the masks alone are exact.
@@ -39,7 +39,7 @@ ROWS = "rows"  # how many of TRL's rows a micro-batch of ours stands for
 _PER_TOKEN = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
 
-def leave_out(
+def drop_failed(
     rewards_RS: torch.Tensor,
     remote: slice,
     failed_BGS: Any,
@@ -58,7 +58,7 @@ def leave_out(
     rewards_BGS[:, :, remote].masked_fill_(left_out_BS[:, None, :], torch.nan)
     # A completion that a failure leaves without any score is dropped as well.
     bare_BG = torch.isnan(rewards_BGS).all(dim=2).cpu().numpy() & failed_BGS.any(axis=(1, 2))[:, None]
-    dropped_BG = leave_small_groups(drops.completions_BG | bare_BG, min_group_size)
+    dropped_BG = drop_small_groups(drops.completions_BG | bare_BG, min_group_size)
     dropped_R = torch.from_numpy(np.ascontiguousarray(dropped_BG)).to(rewards_RS.device).view(-1)
     rewards_RS[dropped_R] = torch.nan
     return rewards_RS, dropped_R

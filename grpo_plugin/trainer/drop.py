@@ -8,12 +8,13 @@ Legend: N rows on this rank, R rows of the global batch.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 
-from grpo_plugin.rewards.failures import SkipEmptySteps
+from grpo_plugin.rewards.failures import SkipEmptySteps, take_out_metrics_without_value
 from grpo_plugin.rewards.survivors import ROW_MEAN_LOSSES, ROWS, SURVIVORS, mask_out, tokens_N, weigh
 from grpo_plugin.trainer.kl import KLAnchorTrainer
 
@@ -25,7 +26,12 @@ class DropFailedTrainer(KLAnchorTrainer):
 
     _dropped_R: torch.Tensor | None = None
     _step_rows = (0.0, 0.0)  # of the optimizer step so far, over all ranks: its rows, and the survivors
+    _without_value: frozenset[str] | set[str] = frozenset()  # the metrics that the last log left out
     _empty_steps: SkipEmptySteps | None = None  # set where rows may leave at all
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._dropped_R, self._step_rows = None, (0.0, 0.0)  # what a run that was stopped within a step may have left
+        return super().train(*args, **kwargs)
 
     def _drop(self, batch: dict[str, Any], dropped_R: torch.Tensor) -> None:
         """Makes the batch what it would be, had the dropped completions never been sampled."""
@@ -42,6 +48,20 @@ class DropFailedTrainer(KLAnchorTrainer):
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._empty_steps is not None:
+            metrics = self._metrics[self._mode]
+            self._without_value = take_out_metrics_without_value(metrics)
+            if self._mode == "train" and metrics:  # here, after the optimizer step, which is what may have been empty
+                metrics["reward/steps_without_update"] = [self._empty_steps.count]
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        metrics = super().evaluate(*args, **kwargs)
+        # Whatever picks the best checkpoint looks a metric up by its name (transformers 5.23, line 3434): an evaluation
+        # without any score has NaN there, which improves on nothing.
+        return {**{f"eval_{name}": math.nan for name in self._without_value}, **metrics}
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # Leans on TRL 1.16 (grpo_trainer.py:1522): a new generation is a new `_buffered_inputs`, a micro-batch an item.
@@ -82,13 +102,6 @@ class DropFailedTrainer(KLAnchorTrainer):
                     if parameter.grad is not None:
                         parameter.grad.mul_(rows / kept)
         return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # After the optimizer step, which is when a step without an update has become one.
-        metrics = self._metrics["train"]
-        if self._empty_steps is not None and self.model.training and metrics:
-            metrics["reward/steps_without_update"] = [self._empty_steps.count]
-        super().log(logs, start_time)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if self._empty_steps is not None and self.model.training:

@@ -32,14 +32,15 @@ from trl import GRPOConfig
 
 from grpo_plugin.config import setting
 from grpo_plugin.rewards import provenance
-from grpo_plugin.rewards.checks import NOT_COLUMNS, check_data, check_functions
+from grpo_plugin.rewards.checks import check_data, check_functions
 from grpo_plugin.rewards.collect import Pending, exchange, submit
-from grpo_plugin.rewards.connection import Connection, connect, together
+from grpo_plugin.rewards.columns import row_columns
+from grpo_plugin.rewards.connection import Connection, connect, reconnect, together
 from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFailures
 from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_groups
 from grpo_plugin.rewards.outcome import Outcome
 from grpo_plugin.rewards.policies import Raise, policy_of
-from grpo_plugin.rewards.survivors import leave_out
+from grpo_plugin.rewards.survivors import drop_failed
 from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.observability import tracing
@@ -104,10 +105,16 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
             )
         self._connection = connect(args, args.distributed_state) if args is not None else None
         self._submissions = 0
+        self._has_trained = False
         if self._connection is not None:
             weakref.finalize(self, self._connection.close)  # also runs when the interpreter exits
-            if rollout_func is None and environment_factory is None:
-                check_data(self._connection, args, train_dataset)
+            check_data(
+                self._connection,
+                args,
+                train_dataset,
+                eval_dataset,
+                columns_are_added=rollout_func is not None or environment_factory is not None,
+            )
             local = _as_list(reward_funcs)
             reward_processing_classes = self._processing_classes(reward_processing_classes, len(local))
             reward_funcs = local + self._columns()
@@ -141,10 +148,8 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
     # ------------------------------------------------------------------------------------------------------- start-up
 
     def _use_service(self, connection: Connection) -> None:
-        if self.args.reward_weights is None:
-            self.reward_weights[self._remote] = torch.tensor([scorer.weight for scorer in connection.scorers])
-        names = [scorer.name for scorer in connection.scorers]
-        self._provenance = provenance.describe(connection.info, names)
+        self._use_weights(connection)
+        self._provenance = self._describe(connection)
         self._policy = policy_of(setting(self.args, "on_reward_failure"))
         self._failure_rate = FailureRate(setting(self.args, "max_failure_rate"), setting(self.args, "failure_window"))
         self._empty_steps = SkipEmptySteps()
@@ -154,7 +159,15 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
             self._empty_steps,
         ):
             self.add_callback(callback)
-        logger.info(f"rewards come from {connection.client.endpoint}: {', '.join(names)}")
+        names = ", ".join(scorer.name for scorer in connection.scorers)
+        logger.info(f"rewards come from {connection.client.endpoint}: {names}")
+
+    def _use_weights(self, connection: Connection) -> None:
+        if self.args.reward_weights is None:
+            self.reward_weights[self._remote] = torch.tensor([scorer.weight for scorer in connection.scorers])
+
+    def _describe(self, connection: Connection) -> dict[str, Any]:
+        return provenance.describe(connection.info, [scorer.name for scorer in connection.scorers])
 
     def _columns(self) -> list[Any]:
         """One async reward function a scorer, TRL's own door for a remote score."""
@@ -188,7 +201,8 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
         _, ids, _, completions, _, extra, _, _ = generated
         group_size = self.num_generations if self._mode == "train" else self.num_generations_eval
         layout = GroupLayout(len(prompts), group_size, self.accelerator.process_index, self.accelerator.num_processes)
-        columns_N = [self._row_columns(row, index, extra) for index, row in enumerate(self._inputs)]
+        chosen = setting(self.args, "reward_columns")
+        columns_N = [row_columns(row, index, extra, chosen) for index, row in enumerate(self._inputs)]
         rows_N = [Row(*row) for row in zip(prompts, completions, ids, columns_N, strict=True)]
         groups = {
             number: self._make_group(rows, f"{self._mode}-{self._submissions}-{number}")
@@ -197,17 +211,6 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
         self._submissions += 1
         timeout_s = setting(self.args, "reward_timeout_s")
         return submit(self._connection.client, groups, timeout_s=timeout_s), layout
-
-    def _row_columns(self, row: dict[str, Any], index: int, extra: dict[str, Any]) -> dict[str, Any]:
-        """A row's columns as TRL hands them to reward functions: the dataset's, and what a rollout function added."""
-        added = {
-            name: values[index] if isinstance(values, list) else values
-            for name, values in extra.items()
-            if not isinstance(values, list) or index < len(values)
-        }
-        chosen = setting(self.args, "reward_columns")
-        columns = {name: value for name, value in {**row, **added}.items() if name not in NOT_COLUMNS}
-        return columns if chosen is None else {name: columns[name] for name in chosen if name in columns}
 
     def _make_group(self, rows: Any, name: str) -> Group:
         assert self._connection is not None
@@ -233,7 +236,7 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
         failed_BGS = outcome.failed_BGS()
         if failed_BGS.any():
             least = setting(self.args, "min_group_size")
-            rewards_RS, self._dropped_R = leave_out(rewards_RS, self._remote, failed_BGS, self._policy, least)
+            rewards_RS, self._dropped_R = drop_failed(rewards_RS, self._remote, failed_BGS, self._policy, least)
             self._metrics[self._mode]["reward/dropped"].append(int(self._dropped_R.sum()))
         return rewards_RS
 
@@ -289,15 +292,34 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
     # ------------------------------------------------------------------------------------------- stopping and resuming
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self._connection is not None:
+            if self._has_trained:
+                self._begin_new_run(self._connection)
+            self._has_trained = True
         result = super().train(*args, **kwargs)
         if self._connection is not None and self._failure_rate.cause is not None:
             raise ScoringFailedError(f"training stopped on every rank, since {self._failure_rate.cause}")
         return result
 
+    def _begin_new_run(self, connection: Connection) -> None:
+        """Makes everything that a run leaves in the trainer what it is in a new one; weights and optimizer stay."""
+        self._connection = reconnect(connection, self.args, _State(self))
+        provenance.begin(self._provenance, self._describe(self._connection))
+        self._use_weights(self._connection)
+        self._submissions = 0
+        self._failure_rate.begin()
+        assert self._empty_steps is not None
+        self._empty_steps.begin()
+        # TRL keeps these over runs (TRL 1.16, grpo_trainer.py:948, 951, 1080, 1097): the rest of a generation, and the
+        # metrics of a step that did not end.
+        self._step, self._buffered_inputs, self._current_train_step_time = 0, None, 0.0
+        for unfinished in (*self._metrics.values(), self._pending_metrics, self._pending_extra_logs):
+            unfinished.clear()
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         before = provenance.read(Path(checkpoint)) if checkpoint and self._connection is not None else None
-        changes = provenance.differences(before, self._provenance) if before else []
+        changes = provenance.carry_on(self._provenance, before, self.state.global_step) if before else []
         if changes:
             logger.warning(
                 f"{checkpoint} was trained on rewards of another configuration of the reward service: "

@@ -49,7 +49,8 @@ class TokenBatchTrainer(LogProbsTrainer):
     _kl_beta = 0.0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._schedule, self._calls_in_step = (), 0  # what a run that was stopped within a step may have left
+        # What a run that was stopped within a step may have left.
+        self._schedule, self._calls_in_step, self._step_metrics = (), 0, None
         return super().train(*args, **kwargs)
 
     # --------------------------------------------------------------------------------------------- one call of the loop
