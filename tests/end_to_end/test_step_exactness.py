@@ -70,10 +70,6 @@ def all_losses() -> dict[str, dict[str, Any]]:
     cases["on policy"] = {"loss_type": "grpo"}
     cases["one micro-batch"] = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 8}
     cases["a step over generations"] = {"steps_per_generation": 3, "gradient_accumulation_steps": 2}
-    cases["vespo, ratios of tokens to the sampler's"] = {
-        **{"loss_type": "vespo", "corrects_for_sampler": True, "vllm_importance_sampling_mode": "token_truncate"},
-        **OFF_POLICY,
-    }
     cases["padded"] = {"padding_free": False, **OFF_POLICY}
     cases["no shared prefix"] = {"shared_prefix": False, **OFF_POLICY}
     cases["more micro-batches than TRL's"] = {"max_tokens_per_micro_batch": 40, **OFF_POLICY}
@@ -87,15 +83,28 @@ def test_weights_are_stock_trls_for_every_loss_and_level(tiny_model: str, tmp_pa
     assert max(found.values()) < 1e-5, found
 
 
-def test_ratios_of_whole_completions_move_between_ranks_where_those_of_one_have_a_single_token_each(
-    tiny_model: str, tmp_path: Path
-) -> None:
-    ratios = {"corrects_for_sampler": True, "vllm_importance_sampling_mode": "sequence_truncate"}
-    case = {"rollout": "short", "rewards": ["vowels"], **ratios, **OFF_POLICY}
-    stock, ours = pair(tiny_model, **case)
-    results = train(tmp_path, "cpu_ddp", stock=stock, ours=ours)
-    assert largest_difference(results["stock"][0], start_weights(tiny_model)) > 1e-4
-    assert largest_difference(results["ours"][0], results["stock"][0]) < 1e-5
+RATIOS_TO_THE_SAMPLER = {
+    # Ratios of whole completions have the shape of ratios of tokens on a rank whose completions have one token each.
+    "of completions, single tokens on one rank": {
+        "vllm_importance_sampling_mode": "sequence_truncate",
+        "rollout": "short",
+    },
+    # TRL adds the logarithms of these up without a mask, so that padding counts.
+    "of tokens, vespo": {"vllm_importance_sampling_mode": "token_truncate", "loss_type": "vespo"},
+}
+
+
+def test_with_ratios_to_the_sampling_engine_weights_are_stock_trls(tiny_model: str, tmp_path: Path) -> None:
+    specs = {}
+    for name, changes in RATIOS_TO_THE_SAMPLER.items():
+        made = pair(tiny_model, **{"rewards": ["vowels"], "corrects_for_sampler": True, **changes, **OFF_POLICY})
+        specs[f"stock {name}"], specs[f"ours {name}"] = made
+    results = train(tmp_path, "cpu_ddp", **specs)
+    start = start_weights(tiny_model)
+    for name in RATIOS_TO_THE_SAMPLER:
+        stock, ours = results[f"stock {name}"][0], results[f"ours {name}"][0]
+        assert largest_difference(stock, start) > 1e-4, name
+        assert largest_difference(ours, stock) < 1e-5, name
 
 
 @pytest.mark.parametrize("accelerate", ["cpu", "cpu_ddp"])
