@@ -21,24 +21,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from grpo_plugin.batching.micro_batches import bins, halved, rectangles
-from grpo_plugin.batching.spread import TOLERANCE, Work, spread, sums
+from grpo_plugin.batching.spread import TOLERANCE, Spread, Work, spread, sums
+from grpo_plugin.batching.units import PARTS_OF_A_TOKEN, Members, worth_sharing
 
 Ints = npt.NDArray[np.int64]
 MicroBatch = tuple[int, ...]
 Plan = tuple[tuple[MicroBatch, ...], ...]
+Costed = list[list[tuple[int, MicroBatch]]]  # for each rank, its micro-batches and what they cost
 
-# What one more sequence that shares a prompt costs beside its tokens (its keys are gathered behind the prompt's), in
-# tokens: a prompt that saves less is computed each time.
-_SHARING_TOKENS = 8
-
-# Costs are counted in whole numbers of this part of a token, so that their sums are exact and alike on every processor.
-_PARTS_OF_A_TOKEN = 256
+# How often padded rows are spread again with what padding added.
+_PADDING_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,8 @@ class PaddedLayout:
         return self.rectangle(len(batch), self._width(rows, batch) if len(batch) else 0)
 
     def rectangle(self, rows: int, width: int) -> float:
-        return float(rows * (width + self.attention * width**2))
+        """What `rows` rows of this width cost."""
+        return rows * (width + self.attention * width**2)
 
     def _width(self, rows: Rows, batch: Sequence[int]) -> int:
         index = np.asarray(batch)
@@ -128,15 +126,6 @@ def _by_prompt(rows: Rows, batch: Iterable[int]) -> list[MicroBatch]:
     return [tuple(family) for family in families.values()]
 
 
-def worth_sharing(prompt_tokens: int, rows: int) -> bool:
-    """Whether a prompt of `rows` completions is cheaper to compute once."""
-    return bool(_worth_sharing(np.int64(prompt_tokens), np.int64(rows)))
-
-
-def _worth_sharing(prompt_tokens: Any, rows: Any) -> Any:
-    return (rows - 1) * (prompt_tokens - 1) > rows * _SHARING_TOKENS
-
-
 def attention_cost(hidden: int, intermediate: int) -> float:
     """What attention costs in t tokens, over t², if a token's linear layers cost 1.
 
@@ -152,10 +141,12 @@ def make_plan(rows: Rows, members: Sequence[int], ranks: int, budget_tokens: int
     No micro-batch computes more than `budget_tokens`, but for a row that does so alone. They are in order of cost,
     the dearest first, so that those which ranks compute at the same time take about as long.
     """
-    computed = _Members.of(rows, members, layout)
+    computed = _members(rows, members, layout)
     rank_M = _spread(computed, ranks, budget_tokens)
-    cut = _rectangles if isinstance(layout, PaddedLayout) else _bins
-    costed = cut(computed, rank_M, ranks, budget_tokens, layout)
+    if isinstance(layout, PaddedLayout):
+        costed = _evened(computed, rank_M, ranks, budget_tokens, layout)
+    else:
+        costed = _bins(computed, rank_M, ranks, budget_tokens)
     count = max(1, *(len(own) for own in costed))
     return tuple(
         tuple(batch for _, batch in sorted(own, key=lambda pair: -pair[0])) + ((),) * (count - len(own))
@@ -163,115 +154,64 @@ def make_plan(rows: Rows, members: Sequence[int], ranks: int, budget_tokens: int
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- the rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Members:
-    """The rows to compute. A row costs its weight, and once for its unit what the unit's prompt costs."""
-
-    row_M: Ints
-    prompt_M: Ints
-    rank_M: Ints
-    prefix_tokens_M: Ints  # the prompt but its last token, which begins the completion
-    own_tokens_M: Ints  # the prompt's last token and the completion
-    prefix_cost_M: Ints
-    weight_M: Ints
-    shares: bool
-
-    @classmethod
-    def of(cls, rows: Rows, members: Sequence[int], layout: Layout) -> _Members:
-        row_M = np.asarray(members, dtype=np.int64)
-        prefix, own = rows.prompt_tokens_R[row_M] - 1, rows.completion_tokens_R[row_M] + 1
-        return cls(
-            row_M,
-            rows.prompt_R[row_M],
-            rows.rank_R[row_M],
-            prefix,
-            own,
-            _whole(prefix + layout.attention * prefix**2),
-            _whole(own + layout.attention * (own**2 + 2 * prefix * own)),
-            isinstance(layout, PackedLayout) and layout.shares,
-        )
-
-    def units(self, rank_M: Ints, budget: int) -> Ints:
-        """A number for each row, equal for the rows that compute their prompt once, within the budget.
-
-        These are rows of one prompt on one rank. Where they are too many for the budget they are dealt, longest first,
-        to as few units as fit; where sharing gains nothing each is alone.
-        """
-        if not self.shares or not len(self.row_M):
-            return np.arange(len(self.row_M))
-        order = np.lexsort((-self.own_tokens_M, self.prompt_M, rank_M))
-        new = np.diff(self.prompt_M[order], prepend=-1).astype(bool) | np.diff(rank_M[order], prepend=-1).astype(bool)
-        first = np.flatnonzero(new)
-        size = np.diff(first, append=len(order))
-        family, place = np.cumsum(new) - 1, np.arange(len(order)) - np.repeat(first, size)
-        prompt = self.prefix_tokens_M[order][first] + 1
-        parts = _parts(self.own_tokens_M[order], family, place, size, budget - prompt + 1)
-        parts = np.where(_worth_sharing(prompt, np.maximum(2, size // parts)), parts, size)
-        unit_M = np.empty_like(order)
-        unit_M[order] = first[family] + place % parts[family]
-        return unit_M
-
-
-def _parts(own_tokens: Ints, family: Ints, place: Ints, size: Ints, room: Ints) -> Ints:
-    """In how many parts each family's rows fit into its room, dealt in turn: the first part is the largest."""
-    total = sums(family, own_tokens, len(size))
-    parts = np.where(room > 0, np.minimum(size, -(-total // np.maximum(1, room))), size)
-    while True:
-        firsts = place % parts[family] == 0
-        beyond = (sums(family[firsts], own_tokens[firsts], len(size)) > room) & (parts < size)
-        if not beyond.any():
-            return np.asarray(parts)
-        parts = parts + beyond
-
-
-def _whole(cost: npt.NDArray[np.float64]) -> Ints:
-    return np.rint(cost * _PARTS_OF_A_TOKEN).astype(np.int64)
+def _members(rows: Rows, members: Sequence[int], layout: Layout) -> Members:
+    row_M = np.asarray(members, dtype=np.int64)
+    columns = (rows.prompt_R, rows.rank_R, rows.prompt_tokens_R, rows.completion_tokens_R)
+    prompt, rank, prompt_tokens, completion_tokens = (column[row_M] for column in columns)
+    shares = isinstance(layout, PackedLayout) and layout.shares
+    return Members.of(row_M, prompt, rank, prompt_tokens, completion_tokens, layout.attention, shares)
 
 
 # ------------------------------------------------------------------------------------------------------- over the ranks
 
 
-def _spread(rows: _Members, ranks: int, budget: int) -> Ints:
+def _spread(rows: Members, ranks: int, budget: int) -> Ints:
     """The rank that computes each row: few move, and the rows of a prompt come together where that is faster."""
     if ranks == 1 or not len(rows.row_M):
         return rows.rank_M
 
-    def found(rank_M: Ints) -> tuple[Ints, int]:
-        return spread(Work(rows.weight_M, rows.prefix_cost_M, rows.units(rank_M, budget), rank_M), ranks)
+    def found(rank_M: Ints, most_rows: int | None = None) -> Spread:
+        units = rows.units(rank_M, budget, most_rows)
+        return spread(Work(rows.weight_M, rows.prefix_cost_M, units, rank_M), ranks)
 
-    best, slowest = found(rows.rank_M)
-    united = _united(rows)
+    best, united = found(rows.rank_M), rows.united()
     if (united != rows.rank_M).any():
-        together, slowest_together = found(united)
-        if slowest_together < slowest * (1 - TOLERANCE):
-            return together
+        best = best.or_if_clearly_faster(found(united))
+    if not best.even:
+        for most_rows in rows.fewer_rows():
+            best = best.or_if_clearly_faster(found(united, most_rows))
+    return best.rank_M
+
+
+def _evened(rows: Members, rank_M: Ints, ranks: int, budget: int, layout: PaddedLayout) -> Costed:
+    """Padded micro-batches on ranks that finish together.
+
+    What padding adds is known only when rows are cut into rectangles, and differs between ranks. So rows are spread
+    again, each taken to cost as much more than alone as the rows of its rank did.
+    """
+    costed = best = _rectangles(rows, rank_M, ranks, budget, layout)
+    for _ in range(_PADDING_ROUNDS):
+        load = [sum(cost for cost, _ in own) for own in costed]
+        if max(load) * ranks <= sum(load) * (1 + TOLERANCE):
+            break
+        alone = sums(rank_M, rows.weight_M + rows.prefix_cost_M, ranks)
+        padding_M = (np.array(load) / np.maximum(1, alone))[rank_M]
+        weight_M, fixed_M = (np.rint(cost * padding_M).astype(np.int64) for cost in (rows.weight_M, rows.prefix_cost_M))
+        rank_M = spread(Work(weight_M, fixed_M, np.arange(len(rank_M)), rank_M), ranks).rank_M
+        costed = _rectangles(rows, rank_M, ranks, budget, layout)
+        best = min(best, costed, key=lambda found: _slowest(found, layout))
     return best
 
 
-def _united(rows: _Members) -> Ints:
-    """Each row on the rank that holds most of its prompt's tokens, where computing the prompt once gains something."""
-    if not rows.shares:
-        return rows.rank_M
-    _, prompt, count = np.unique(rows.prompt_M, return_inverse=True, return_counts=True)
-    held = np.unique(np.stack([prompt, rows.rank_M]), axis=1, return_inverse=True)
-    (prompt_H, rank_H), holding = held[0], held[1].reshape(-1)
-    tokens_H = sums(holding, rows.own_tokens_M, len(prompt_H))
-    order = np.lexsort((rank_H, -tokens_H, prompt_H))
-    first = np.flatnonzero(np.diff(prompt_H[order], prepend=-1))
-    main = rank_H[order][first]
-    gains = _worth_sharing(rows.prefix_tokens_M + 1, count[prompt])
-    return np.where(gains, main[prompt], rows.rank_M)
+def _slowest(costed: Costed, layout: PaddedLayout) -> int:
+    own = layout.overhead_tokens * PARTS_OF_A_TOKEN
+    return max(sum(cost + own for cost, _ in batches) for batches in costed)
 
 
 # ---------------------------------------------------------------------------------------------------- in micro-batches
 
-Costed = list[list[tuple[float, MicroBatch]]]  # for each rank, its micro-batches and their costs
 
-
-def _bins(rows: _Members, rank_M: Ints, ranks: int, budget: int, layout: Layout) -> Costed:
+def _bins(rows: Members, rank_M: Ints, ranks: int, budget: int) -> Costed:
     """Each rank's units in bins of about equal cost; as many on every rank, if it has units for them."""
     _, first, unit_M = np.unique(rows.units(rank_M, budget), return_index=True, return_inverse=True)
     cost_U = sums(unit_M, rows.weight_M, len(first)) + rows.prefix_cost_M[first]
@@ -293,9 +233,8 @@ def _bins(rows: _Members, rank_M: Ints, ranks: int, budget: int, layout: Layout)
     ]
 
 
-def _rectangles(rows: _Members, rank_M: Ints, ranks: int, budget: int, layout: Layout) -> Costed:
+def _rectangles(rows: Members, rank_M: Ints, ranks: int, budget: int, layout: PaddedLayout) -> Costed:
     """Each rank's rows in rectangles; as many on every rank, if it has rows for them."""
-    assert isinstance(layout, PaddedLayout)
     order = np.lexsort((rows.row_M, -(rows.prefix_tokens_M + rows.own_tokens_M), rank_M))
     rank, count_K = rank_M[order], np.bincount(rank_M, minlength=ranks)
     place = np.arange(len(order)) - (np.cumsum(count_K) - count_K)[rank]
@@ -307,8 +246,9 @@ def _rectangles(rows: _Members, rank_M: Ints, ranks: int, budget: int, layout: L
     parts = [own if len(own) == count else halved(own, count, alone[rank]) for rank, own in enumerate(parts)]
     members = _grouped(rows.row_M[order], rank, ranks)
 
-    def cost(rank: int, start: int, end: int) -> float:
-        return layout.rectangle(end - start, prompts[rank, start:end].max() + completions[rank, start:end].max())
+    def cost(rank: int, start: int, end: int) -> int:
+        width = int(prompts[rank, start:end].max() + completions[rank, start:end].max())
+        return round(layout.rectangle(end - start, width) * PARTS_OF_A_TOKEN)
 
     return [
         [(cost(rank, start, end), tuple(members[rank][start:end])) for start, end in own]

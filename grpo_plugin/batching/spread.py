@@ -58,27 +58,36 @@ class _Moves:
         return self.rows[self.start_C[choice] : self.end_C[choice]]
 
 
-def spread(work: Work, ranks: int) -> tuple[Ints, int]:
-    """The rank that computes each row, and the cost of the slowest rank.
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The rank that computes each row, the cost of the slowest rank, and whether that is within the tolerance."""
+
+    rank_M: Ints
+    slowest: int
+    even: bool
+
+    def or_if_clearly_faster(self, other: Spread) -> Spread:
+        return other if other.slowest < self.slowest * (1 - TOLERANCE) else self
+
+
+def spread(work: Work, ranks: int) -> Spread:
+    """Where rows are computed: where they are, unless moving some of them is clearly faster.
 
     Where few rows are on each rank, steps one at a time may end far from the best. The search then starts again from
-    all units dealt out anew, and that result is taken if it is clearly faster.
+    all units dealt out anew.
     """
     search = _Search(work, ranks)
-    best_M, at_home = work.rank_M, search.slowest
-    slowest = at_home
+    best = search.state()
     search.run()
-    if search.slowest < slowest * (1 - TOLERANCE):
-        best_M, slowest = search.rank_M, search.slowest
-    if search.slowest > search.limit:
-        again = _Search(replace(work, rank_M=_dealt(work, ranks)), ranks)
+    best = best.or_if_clearly_faster(search.state())
+    if not search.state().even:
+        again = _Search(replace(work, rank_M=dealt(work, ranks)), ranks)
         again.run()
-        if again.slowest < slowest * (1 - TOLERANCE):
-            best_M, slowest = again.rank_M, again.slowest
-    return best_M, slowest
+        best = best.or_if_clearly_faster(again.state())
+    return best
 
 
-def _dealt(work: Work, ranks: int) -> Ints:
+def dealt(work: Work, ranks: int) -> Ints:
     """All units in parts of about equal cost, each part on a rank that holds much of it."""
     _, first, unit_M = np.unique(work.unit_M, return_index=True, return_inverse=True)
     cost_U = sums(unit_M, work.weight_M, len(first)) + work.fixed_M[first]
@@ -108,9 +117,9 @@ class _Search:
         best = max(-(-int(self.load.sum()) // ranks), largest_row)
         self.limit, self.least_gain = int(best * (1 + TOLERANCE)), int(best * _LEAST_GAIN) + 1
 
-    @property
-    def slowest(self) -> int:
-        return int(self.load.max())
+    def state(self) -> Spread:
+        slowest = int(self.load.max())
+        return Spread(self.rank_M.copy(), slowest, slowest <= self.limit)
 
     def run(self) -> None:
         for _ in range(4 * len(self.rank_M)):

@@ -7,7 +7,6 @@ Legend: N rows on this rank, R rows over all ranks.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,8 +51,25 @@ class Table:
         return [int(row) for row in np.flatnonzero(alive_R)]
 
 
-def prompt_numbers(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A number for each prompt, equal where the prompts are, on all ranks: 63 bits of a hash."""
-    ids, keep = ids.cpu(), mask.cpu().bool()
-    digests = [hashlib.blake2b(row[kept].numpy().tobytes(), digest_size=8) for row, kept in zip(ids, keep, strict=True)]
-    return torch.tensor([int.from_bytes(digest.digest(), "little") >> 1 for digest in digests])
+def prompt_numbers(ids_NT: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:
+    """A number of 63 bits for each prompt, equal where the prompts are, on all ranks; computed where the ids are.
+
+    The sum of a mixed number for each token at its place among the tokens of the prompt, so that padding does not
+    count. The mixing is that of splitmix64 (Steele, Lea and Flood 2014), in wrapping 64-bit arithmetic.
+    """
+    mask = mask_NT.to(torch.int64)
+    mixed = ids_NT.to(torch.int64) * _signed(0x9E3779B97F4A7C15) + mask.cumsum(1) * _signed(0xD1342543DE82EF95)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ _shifted(mixed, shift)) * _signed(factor)
+    mixed = mixed ^ _shifted(mixed, 31)
+    return (mixed * mask).sum(1) & (2**63 - 1)
+
+
+def _signed(value: int) -> int:
+    """The same 64 bits as a signed number."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _shifted(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shifted to the right, zeros coming in."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
