@@ -28,13 +28,16 @@ ARGS = {
     "use_cpu": True,
     "bf16": False,
     "activation_checkpointing": False,
-    "ddp_timeout": 30,  # seconds after which a rank that waits for another fails
-    "reward_timeout_s": 20.0,
+    "ddp_timeout": 120,
+    "reward_timeout_s": 60.0,
 }
 
 
+TIMEOUT_S = 100  # on a CPU transformers sets none for the ranks, which would wait for one another for 30 minutes
+
+
 def test_two_ranks_start_the_same_collectives_for_every_loss_kl_term_and_plan(tiny_model: str, tmp_path: Path) -> None:
-    code, output = launch("cpu_ddp", "collectives.py", tmp_path, 100, spec={"model": tiny_model, "args": ARGS})
+    code, output = launch("cpu_ddp", "collectives.py", tmp_path, TIMEOUT_S, spec={"model": tiny_model, "args": ARGS})
     first, second = ((tmp_path / "spec" / f"{rank}.log").read_text().splitlines() for rank in range(2))
     for number, (one, other) in enumerate(itertools.zip_longest(first, second, fillvalue="nothing")):
         assert one == other, f"the ranks part at collective {number}: {one!r} and {other!r}"
