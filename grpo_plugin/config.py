@@ -123,8 +123,8 @@ class RemoteGRPOConfig(GRPOConfig):
         metadata={
             "help": "What the KL term of weight beta pulls towards: 'reference', the reference model, as in TRL; or "
             "'old', the policy that sampled the completions, which needs no reference model in memory. With TRL's "
-            "use_bias_correction_kl (on by default) and token-level ratios that is exactly KL(policy‖old policy); it "
-            "is 0 where a generation is trained on in one optimizer step.",
+            "use_bias_correction_kl (on by default) and token-level ratios its mean is exactly KL(policy‖old policy). "
+            "It is 0 where a generation is trained on in one optimizer step.",
             "choices": list(KL_ANCHORS),
         },
     )
