@@ -13,8 +13,8 @@ from trl import GRPOTrainer
 
 from grpo_plugin import RemoteGRPOTrainer
 from grpo_plugin.rewards.survivors import has_signal
-from tests.conftest import function
 from tests.support.scoring import text_of, vowels
+from tests.support.servers import function
 from tests.support.training import largest_difference, moved, remote, stock, train, train_both, train_skewed
 
 Serve = Callable[..., Any]
