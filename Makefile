@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup test test-fast trl-tests lint format docs protos bench clean
+.PHONY: help quickstart setup test test-fast exactness trl-tests lint format docs protos bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,12 @@ test: setup  ## run every test, in two processes
 
 test-fast: setup  ## run the tests that need no trainer and no ranks: seconds, for while you work
 	$(BIN)/python -m pytest -m 'not slow'
+
+# As long as SETTINGS says (a minute for four or so). Another SEED draws others.
+SETTINGS ?= 80
+SEED ?= 1000
+exactness: setup  ## compare weights with stock TRL's for many random settings, on one rank and on two
+	EXACTNESS_SETTINGS=$(SETTINGS) EXACTNESS_SEED=$(SEED) $(BIN)/python -m pytest tests/end_to_end/test_random_settings.py
 
 trl-tests: setup  ## run TRL's own GRPO tests with our trainer in place of theirs: make trl-tests TRL=path/to/trl-checkout
 	$(BIN)/python tests/support/trl_suite/run.py $(TRL)

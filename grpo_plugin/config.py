@@ -138,7 +138,9 @@ class RemoteGRPOConfig(GRPOConfig):
         default="reference",
         metadata={
             "help": "What the KL term of weight beta pulls towards: 'reference', the reference model, as in TRL; or "
-            "'old', the policy that sampled the completions, which needs no reference model in memory.",
+            "'old', the policy that sampled the completions, which needs no reference model in memory. With TRL's "
+            "use_bias_correction_kl (on by default) and token-level ratios its mean is exactly KL(policy‖old policy). "
+            "It is 0 where a generation is trained on in one optimizer step.",
             "choices": list(KL_ANCHORS),
         },
     )
@@ -147,8 +149,8 @@ class RemoteGRPOConfig(GRPOConfig):
         metadata={
             "help": "Make micro-batches by their number of tokens: completions whose advantage is 0 are left out "
             "where that is exact, the others are sorted by length, trimmed or packed, and spread over the ranks so "
-            "that all of them finish at about the same time. Gradients equal TRL's up to rounding. False uses TRL's "
-            "own micro-batches, number for number."
+            "that all of them finish at about the same time. Gradients equal TRL's up to rounding; a group of equal "
+            "rewards has advantages of exactly 0. False uses TRL's own micro-batches, number for number."
         },
     )
     max_tokens_per_micro_batch: int | None = field(
@@ -178,8 +180,9 @@ class RemoteGRPOConfig(GRPOConfig):
         default=0,
         metadata={
             "help": "1: generate the next batch while the service scores this one. A step then takes as long as the "
-            "slower of scoring and training, not their sum; each batch is trained on one update after it was sampled, "
-            "with ratios against the policy that sampled it. 0: on policy.",
+            "slower of scoring and training, not their sum. A generation is trained on after the updates of the one "
+            "before it, with ratios against the policy that sampled it; the first of each epoch is not ahead. 0: on "
+            "policy.",
             "choices": [0, 1],
         },
     )

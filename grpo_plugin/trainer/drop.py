@@ -25,7 +25,6 @@ class DropFailedTrainer(KLAnchorTrainer):
     """TRL's trainer in which the rows `_dropped_R` of a generation do not count."""
 
     _dropped_R: torch.Tensor | None = None
-    _zero_std = 0.0
     _step_rows = (0.0, 0.0)  # of the optimizer step so far, over all ranks: its rows, and the survivors
     _without_value: frozenset[str] | set[str] = frozenset()  # the metrics that the last log left out
     _empty_steps: SkipEmptySteps | None = None  # set where rows may leave at all
@@ -45,8 +44,6 @@ class DropFailedTrainer(KLAnchorTrainer):
                 f"loss {self.loss_type!r} is a mean over the survivors of a generation, not of the optimizer step: "
                 "under DeepSpeed that takes steps_per_generation to be a multiple of gradient_accumulation_steps"
             )
-        if self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch":
-            self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_std
 
     @property
     def _mode(self) -> str:
@@ -54,7 +51,10 @@ class DropFailedTrainer(KLAnchorTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._empty_steps is not None:
-            self._without_value = take_out_metrics_without_value(self._metrics[self._mode])
+            metrics = self._metrics[self._mode]
+            self._without_value = take_out_metrics_without_value(metrics)
+            if self._mode == "train" and metrics:  # here, after the optimizer step, which is what may have been empty
+                metrics["reward/steps_without_update"] = [self._empty_steps.count]
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from grpo_plugin.cli.callbacks import summarise
 from grpo_plugin.cli.plot import plot_run, read_metrics
 from grpo_plugin.train import main, train
-from tests.conftest import function
 from tests.grpo_plugin.test_train import RUN
+from tests.support.servers import function
 
 pytestmark = pytest.mark.slow
 

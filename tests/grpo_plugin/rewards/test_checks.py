@@ -12,9 +12,9 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from grpo_plugin import RemoteGRPOTrainer
 from reward_server.errors import ConfigError
-from tests.conftest import function
 from tests.grpo_plugin.trainer.test_remote import remote
 from tests.support.builders import make_dataset
+from tests.support.servers import function
 
 pytestmark = pytest.mark.slow
 

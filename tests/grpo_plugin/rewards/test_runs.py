@@ -13,9 +13,9 @@ from transformers import TrainerCallback, set_seed
 from grpo_plugin import RemoteGRPOTrainer
 from grpo_plugin.rewards import provenance
 from reward_server.errors import ConfigError, ScoringFailedError
-from tests.conftest import function
 from tests.grpo_plugin.trainer.test_remote import remote
 from tests.support.builders import make_dataset
+from tests.support.servers import function
 
 pytestmark = pytest.mark.slow
 

@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from grpo_plugin import RemoteGRPOTrainer
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import InvalidGroupError
-from tests.grpo_plugin.trainer.test_remote import remote
 from tests.support.builders import make_dataset, make_group
 from tests.support.served import LENGTH, misbehaving, served
 from tests.support.servers import function as server_function
+from tests.support.training import remote
 
 
 @pytest.fixture(scope="module")
