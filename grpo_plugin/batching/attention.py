@@ -13,7 +13,6 @@ Legend: T tokens of the packed sequence, H heads, D head size.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from grpo_plugin.batching.packing import Segments
-from grpo_plugin.batching.varlen import VarlenKernel
+from grpo_plugin.batching.varlen import VarlenKernel, visible
 
 STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3")
 
@@ -66,14 +65,18 @@ def register(kernel: VarlenKernel | None = None) -> None:
 
     `kernel` replaces torch's own kernel of variable length.
     """
-    kernel = kernel or _installed()
     for name in STANDS_IN_FOR:
         known = ALL_ATTENTION_FUNCTIONS[name]
-        original = known.original if isinstance(known, PackedAttention) else known
-        ALL_ATTENTION_FUNCTIONS.register(name, PackedAttention(name, original, kernel))
+        if not isinstance(known, PackedAttention):
+            ALL_ATTENTION_FUNCTIONS.register(name, PackedAttention(name, known, kernel or VarlenKernel.installed()))
+        elif kernel is not None:
+            known.kernel = kernel
 
 
-_installed = functools.cache(VarlenKernel.installed)
+def installed_kernel_problem(device: torch.device, windows: bool) -> str | None:
+    """What the registered kernel of variable length does otherwise than packed attention needs; None if nothing."""
+    kernel = ALL_ATTENTION_FUNCTIONS["sdpa"].kernel
+    return None if kernel is None else kernel.problem(device, windows)
 
 
 class PackedAttention:
@@ -82,7 +85,7 @@ class PackedAttention:
     def __init__(self, name: str, original: Any, kernel: VarlenKernel | None):
         self.original = original
         self._name = name
-        self._kernel = kernel
+        self.kernel = kernel
 
     def __call__(
         self, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
@@ -113,14 +116,14 @@ class PackedAttention:
         options = _known(**kwargs)
         if path == "segments":
             return attend_by_segment(query, key, value, segments, **options), None
-        assert self._kernel is not None
+        assert self.kernel is not None
         options.pop("dropout")
-        return self._kernel.attend(query, key, value, segments, **options), None
+        return self.kernel.attend(query, key, value, segments, **options), None
 
     def _path(self, query: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]) -> str:
         if self._name != "sdpa":
             return "flash"
-        if self._kernel is None or query.device.type not in self._kernel.devices or kwargs.get("dropout"):
+        if self.kernel is None or query.device.type not in self.kernel.devices or kwargs.get("dropout"):
             return "segments"
         half = value.dtype in (torch.float16, torch.bfloat16)
         return "varlen" if half or query.device.type == "cpu" else "segments"
@@ -151,7 +154,9 @@ def _check_shapes(query: torch.Tensor, key: torch.Tensor, segments: Segments) ->
     tokens = segments.tokens
     if query.shape[0] != 1 or query.shape[2] != tokens or key.shape[2] != tokens:
         shapes = f"{tuple(query.shape)} queries and {tuple(key.shape)} keys"
-        raise NotImplementedError(f"packed attention takes one sequence of {tokens} tokens, and this layer has {shapes}")
+        raise NotImplementedError(
+            f"packed attention takes one sequence of {tokens} tokens, and this layer has {shapes}"
+        )
 
 
 def _known(
@@ -202,9 +207,3 @@ def _mask(own: int, seen: int, sliding_window: int | None, device: torch.device)
     if own == seen and (sliding_window is None or seen <= sliding_window):
         return None
     return visible(own, seen, sliding_window, device)
-
-
-def visible(queries: int, keys: int, sliding_window: int | None, device: torch.device) -> torch.Tensor:
-    """Whether each of the last `queries` tokens looks at each of `keys` tokens: shape (queries, keys)."""
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
-    return distance >= 0 if sliding_window is None else (distance >= 0) & (distance < sliding_window)

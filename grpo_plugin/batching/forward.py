@@ -76,7 +76,8 @@ def read_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int)
             keep[:, :prompts].sum(1),
             keep[:, prompts:].sum(1),
             _first_with_this_prompt(input_ids[:, :prompts], keep[:, :prompts]),
-            (keep[:, 1:prompts] < keep[:, : max(0, prompts - 1)]).any(1) | (keep[:, prompts + 1 :] > keep[:, prompts:-1]).any(1),
+            (keep[:, 1:prompts] < keep[:, : max(0, prompts - 1)]).any(1)
+            | (keep[:, prompts + 1 :] > keep[:, prompts:-1]).any(1),
         ]
     )
     prompt_N, completion_N, number_N, gap_N = table.cpu().numpy()

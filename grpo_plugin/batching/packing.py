@@ -48,7 +48,12 @@ class Segments:
 
     # Not a dataclass: Dynamo guards on every field of a frozen one, and would compile again for every packed sequence.
     def __init__(
-        self, lengths: list[int], before: list[int], ends_q: torch.Tensor, ends_k: torch.Tensor, keys: torch.Tensor | None
+        self,
+        lengths: list[int],
+        before: list[int],
+        ends_q: torch.Tensor,
+        ends_k: torch.Tensor,
+        keys: torch.Tensor | None,
     ):
         self.lengths = lengths
         self.before = before
@@ -219,6 +224,5 @@ def to_device(indices: Sequence[PackingIndex], device: torch.device) -> list[Dev
     np.concatenate([array for own in arrays for array in own], out=flat.numpy())
     parts = iter(flat.to(device, non_blocking=True).split(sizes))
     return [
-        DeviceIndex(index, tuple(itertools.islice(parts, len(own))))
-        for index, own in zip(indices, arrays, strict=True)
+        DeviceIndex(index, tuple(itertools.islice(parts, len(own)))) for index, own in zip(indices, arrays, strict=True)
     ]

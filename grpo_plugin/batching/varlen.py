@@ -16,6 +16,7 @@ Legend: T tokens of queries, K keys, H heads, D head size.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,23 @@ class VarlenKernel:
         output: torch.Tensor = self.function(q.contiguous(), k.contiguous(), v.contiguous(), *lengths, **options)
         return output[None, ..., :size]
 
+    def problem(self, device: torch.device, windows: bool) -> str | None:
+        """Which tokens the function looks at beside those that packed rows need; None if they are the same.
+
+        Read off to the bit: with queries and keys of 0 every token that is seen weighs the same, and values that are 1
+        in one place each tell which tokens those are. A kernel that aligns the first query with the first key, or takes
+        windows to be one token wider, is found by this and not by comparing rounded log-probabilities.
+        """
+        lengths, before = [4, 5, 3, 7], [-1, 0, 0, -1]
+        segments = _segments(lengths, before, device)
+        zeros = torch.zeros((1, 2, segments.tokens, 64), dtype=torch.bfloat16, device=device)
+        values = torch.eye(segments.tokens, 64, dtype=torch.bfloat16, device=device)[None, None]
+        for window in (None, 3) if windows else (None,):
+            found = self.attend(zeros, zeros[:, :1], values, segments, 1.0, window)[0, :, :, : segments.tokens] != 0
+            if not torch.equal(found, _expected(segments, window)[:, None].expand_as(found)):
+                return f"torch {torch.__version__}'s kernel of variable length looks at other tokens (window {window})"
+        return None
+
     def _window(self, sliding_window: int | None) -> dict[str, Any]:
         # FlashAttention aligns the last query with the last key, which is how a completion sees its prompt. A window of
         # w tokens is the token itself and w - 1 before it.
@@ -124,3 +142,31 @@ class _SelectKeys(torch.autograd.Function):
         (keys,) = ctx.saved_tensors
         total = gradient.new_zeros((ctx.tokens, *gradient.shape[1:]), dtype=torch.float32)
         return total.index_add_(0, keys, gradient.float()).to(gradient.dtype), None
+
+
+def visible(queries: int, keys: int, sliding_window: int | None, device: torch.device) -> torch.Tensor:
+    """Whether each of the last `queries` tokens looks at each of `keys` tokens: shape (queries, keys)."""
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
+    return distance >= 0 if sliding_window is None else (distance >= 0) & (distance < sliding_window)
+
+
+def _segments(lengths: list[int], before: list[int], device: torch.device) -> Segments:
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    spans = [torch.arange(start, end) for start, end in itertools.pairwise(starts)]
+    keys = [torch.cat([spans[other], own]) if other >= 0 else own for own, other in zip(spans, before, strict=True)]
+    ends = torch.tensor([0, *map(len, keys)]).cumsum(0)
+    tensors = (torch.tensor(starts).int(), ends.int(), torch.cat(keys))
+    return Segments(lengths, before, *(tensor.to(device) for tensor in tensors))
+
+
+def _expected(segments: Segments, window: int | None) -> torch.Tensor:
+    """Whether each of T tokens looks at each other one: shape (T, T)."""
+    assert segments.keys is not None
+    sees = torch.zeros((segments.tokens, segments.tokens), dtype=torch.bool, device=segments.keys.device)
+    for start, end, first, last in zip(*_bounds(segments.ends_q), *_bounds(segments.ends_k), strict=True):
+        sees[start:end, segments.keys[first:last]] = visible(end - start, last - first, window, sees.device)
+    return sees
+
+
+def _bounds(ends: torch.Tensor) -> tuple[list[int], list[int]]:
+    return ends[:-1].tolist(), ends[1:].tolist()
