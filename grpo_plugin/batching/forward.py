@@ -1,7 +1,7 @@
 """How rows go through the model: padded or packed, whichever is cheapest among those that give TRL's numbers.
 
-Owns the choice of a layout and one forward of packed rows. What a model can do is found out by `trial`. Knows nothing of
-plans, steps or losses.
+Owns the choice of a layout and one forward of packed rows. What a model can do is found out by `trial`. Knows nothing
+of plans, steps or losses.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_compiled_module
 
 from grpo_plugin.batching.packing import DeviceIndex, PackingIndex, to_device
 from grpo_plugin.batching.plan import Layout, PackedLayout, PaddedLayout, Rows, attention_cost
@@ -45,6 +46,11 @@ def packed_forward(
         rows = read_rows(input_ids, attention_mask, width)
         (index,) = packing_indices([(rows, input_ids.shape[1] - width, width)], layout, input_ids.device)
     packed = index.pack(input_ids)
+    if is_compiled_module(model):
+        logger.warning_once(
+            "attention of packed rows is not compiled, since its segments differ in every micro-batch; the rest of the "
+            "model is (torch_compile)"
+        )
     with autocast():
         output = model(**packed.inputs, fused_lm_head=True)
     entropy = None if output.entropy is None else packed.spread(output.entropy)

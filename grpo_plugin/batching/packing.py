@@ -117,7 +117,7 @@ class PackingIndex:
         """Packs rows of prompts (left-padded) and completions (right-padded), of which the lengths are `rows`.
 
         `families` are rows with one prompt to compute once; all others come alone. A row without completion tokens is
-        left out, unless all are. With `few_lengths`, a segment that no row sees fills the sequence up to a `round_length`.
+        left out, unless all are. With `few_lengths`, a segment that no row sees fills the sequence to a `round_length`.
         """
         parts = _parts(rows, families) or [(0, 0, 1, -1)]
         row_P, begin_P, end_P, before_P = np.array(parts, dtype=np.int64).T

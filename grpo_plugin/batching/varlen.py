@@ -1,7 +1,7 @@
 """torch's attention kernel for sequences of different lengths, under every signature that it has had.
 
-Owns what differs between torch versions: which arguments the installed function takes is read once, and what it does not
-take is done around it. Knows nothing of rows, models or trainers.
+Owns what differs between torch versions: which arguments the installed function takes is read once, and what it does
+not take is done around it. Knows nothing of rows, models or trainers.
 
 | torch | takes | done here |
 |---|---|---|
@@ -138,7 +138,7 @@ class _SelectKeys(torch.autograd.Function):
         return values.index_select(0, keys)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (keys,) = ctx.saved_tensors
         total = gradient.new_zeros((ctx.tokens, *gradient.shape[1:]), dtype=torch.float32)
         return total.index_add_(0, keys, gradient.float()).to(gradient.dtype), None
