@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from grpo_plugin.batching.packing import Segments
-from grpo_plugin.batching.varlen import VarlenKernel, visible
+from grpo_plugin.batching.varlen import VarlenKernel, select_keys, visible
 
 STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3")
 
@@ -131,8 +131,9 @@ class PackedAttention:
     def _flash(
         self, module: Any, query: Any, key: Any, value: Any, segments: Segments, kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, Any]:
-        keys = segments.keys
-        key, value = (x if keys is None else x.index_select(2, keys) for x in (key, value))
+        if segments.keys is not None:
+            key, value = (select_keys(x[0].transpose(0, 1), segments.keys) for x in (key, value))
+            key, value = (x.transpose(0, 1)[None] for x in (key, value))
         lengths = {
             "cu_seq_lens_q": segments.ends_q,
             "cu_seq_lens_k": segments.ends_k,

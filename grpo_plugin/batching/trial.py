@@ -58,6 +58,8 @@ _ROWS = (Lengths(0, 24, 12), Lengths(0, 24, 5), Lengths(0, 24, 3), Lengths(1, 9,
 # Each row of one set follows a row of the other, in every layout.
 _SETS = ((0, 2, 4), (1, 3))
 
+_OTHERS = "packed rows give other log-probabilities"
+
 _Run = Callable[[TrialRows], torch.Tensor]
 
 
@@ -109,7 +111,7 @@ class Trial:
         alone = self._run_padded(self._rows.alone(last))
         valid = self._rows.valid[last : last + 1]
         problem = self._difference(alone, self._expected[last : last + 1], valid, "log-probabilities depend on padding")
-        return problem or self._dependence(self._run_padded, "padded rows")
+        return problem or self._dependence(self._run_padded, self._expected, "padded rows")
 
     def problem_of_model(self) -> str | None:
         """Why its attention may not be packed, in any way; None if nothing speaks against it."""
@@ -122,7 +124,7 @@ class Trial:
         if not calls:
             return self._agreed("its layers do not call transformers' attention interface")
         problems = (_lost_mask(call, self._config) for call in calls)
-        return self._agreed(next((problem for problem in problems if problem), None))
+        return self._agreed(next((problem for problem in problems if problem), _untried_window(calls, self._config)))
 
     def problem_of_packing(self, layout: PackedLayout) -> str | None:
         """Why rows may not be packed in this layout; None if they may."""
@@ -130,25 +132,27 @@ class Trial:
         def run(rows: TrialRows) -> torch.Tensor:
             return self._packed(layout, rows.ids, rows.mask, rows.width)
 
+        found, problem = self._attempt(run)
         return (
-            self._attempt(run)
-            or self._wrong(run, self._rows, self._expected)
-            or self._dependence(run, "packed rows")
+            problem
+            or self._difference(found, self._expected, self._rows.valid, _OTHERS)
+            or self._dependence(run, found, "packed rows")
             or self._wrong_gradient(run)
-            or (self._wrong(run, self._long, self._run_padded(self._long)) if self._long else None)
+            or self._wrong_when_long(run)
         )
 
     # ---------------------------------------------------------------------------------------------------------- answers
 
-    def _attempt(self, run: _Run) -> str | None:
-        """Whether the model takes packed rows, and at what price."""
+    def _attempt(self, run: _Run) -> tuple[torch.Tensor, str | None]:
+        """The packed rows' log-probabilities, and why the model does not take them or at too high a price."""
+        found = self._expected
         try:
             with observed_calls() as calls:
-                run(self._rows)
+                found = run(self._rows)
             problem = self._price(calls)
         except Exception as error:  # a model may refuse in whatever way; padded rows work with any
             problem = f"packed rows raise {type(error).__name__}: {error}"
-        return self._agreed(problem)
+        return found, self._agreed(problem)
 
     def _price(self, calls: list[AttentionCall]) -> str | None:
         """Why these calls of packed attention would be slow or wrong in training."""
@@ -171,8 +175,10 @@ class Trial:
             call.module.training = False
         return any(call.dropout for call in trained)
 
-    def _wrong(self, run: _Run, rows: TrialRows, expected: torch.Tensor) -> str | None:
-        return self._difference(run(rows), expected, rows.valid, "packed rows give other log-probabilities")
+    def _wrong_when_long(self, run: _Run) -> str | None:
+        if self._long is None:
+            return None
+        return self._difference(run(self._long), self._run_padded(self._long), self._long.valid, _OTHERS)
 
     def _difference(self, found: torch.Tensor, expected: torch.Tensor, valid: torch.Tensor, what: str) -> str | None:
         difference = (found.float() - expected.float())[valid].abs().mean().item()
@@ -180,9 +186,8 @@ class Trial:
             return self._agreed(None)
         return self._agreed(f"{what} (by {difference:.1g} on average; {self._tolerance:g} is taken)")
 
-    def _dependence(self, run: _Run, what: str) -> str | None:
-        """Whether a row's numbers depend on the tokens of other rows."""
-        base = run(self._rows)
+    def _dependence(self, run: _Run, base: torch.Tensor, what: str) -> str | None:
+        """Whether a row's numbers, which are `base`, depend on the tokens of other rows."""
         moves = []
         for rows in _SETS:
             valid = self._rows.valid & self._rows.kept(rows)[:, self._rows.prompts :]
@@ -211,10 +216,11 @@ class Trial:
         """The gradient of these rows' log-probabilities with respect to the embedding of each token id.
 
         Shape (ids, hidden size). With respect to activations, not to parameters: no hook of DDP or DeepSpeed runs, and
-        no parameter's `.grad` is touched. None where the model does not say where its embeddings are.
+        no parameter's `.grad` is touched. None where the model does not say where its embeddings are, and under FSDP,
+        which gathers weights in a backward pass and expects it to end at them.
         """
         embedding = _embedding(self._model)
-        if embedding is None:
+        if embedding is None or _is_fully_sharded(self._model):
             return None
         leaves: list[torch.Tensor] = []
         inputs: list[torch.Tensor] = []
@@ -263,11 +269,25 @@ def _embedding(model: Any) -> Any:
         return None
 
 
+def _is_fully_sharded(model: Any) -> bool:
+    """Whether it is under FSDP, version 1 or 2 (which puts FSDP before the names of the classes that it shards)."""
+    return any(type(module).__name__.startswith(("FullyShardedDataParallel", "FSDP")) for module in model.modules())
+
+
 def _windows(config: Any) -> list[int]:
     """Every number of tokens in the configuration that attention may be limited to."""
     values = config.to_dict().items()
     names = [name for name, value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
     return [getattr(config, name) for name in names if "window" in name or "attention_chunk" in name]
+
+
+def _untried_window(calls: list[AttentionCall], config: Any) -> str | None:
+    """A window too long to try, of which no attention call is told."""
+    longest = getattr(config, "max_position_embeddings", None) or _LONGEST_WINDOW
+    windows = [window for window in _windows(config) if _LONGEST_WINDOW < window < longest]
+    if not windows or getattr(config, "layer_types", None) or any(call.sliding_window for call in calls):
+        return None
+    return f"its configuration has a window of {windows[0]} tokens, of which no attention call is told"
 
 
 def _lost_mask(call: AttentionCall, config: Any) -> str | None:

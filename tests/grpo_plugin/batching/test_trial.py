@@ -79,6 +79,27 @@ def test_such_a_window_is_found_in_the_mask_where_the_configuration_does_not_nam
     assert "an attention mask says more than that rows are causal" in caplog.text
 
 
+def test_a_window_too_long_to_try_has_to_reach_attention(caplog: pytest.LogCaptureFixture) -> None:
+    far = {"sliding_window": 20_000, "max_position_embeddings": 32_768}
+    assert isinstance(layout_of(make_model("mistral", **far)), PackedLayout)
+    model = make_model("qwen2_moe", **{**WINDOW_IN_MASK, **far})
+    config = copy.deepcopy(model.config)
+    config.layer_types = None
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(layout_of(model, config=config), PaddedLayout)
+    assert "has a window of 20000 tokens, of which no attention call is told" in caplog.text
+
+
+def test_under_fsdp_no_gradient_is_asked_for() -> None:
+    for kind, layout in (("llama", PackedLayout), ("lfm2", PaddedLayout)):
+        model = make_model(kind, **{**PACKED, **CARRY_STATE}[kind])
+        model.__class__ = type(f"FSDP{type(model).__name__}", (type(model),), {})
+        hooked: list[Any] = []
+        model.get_input_embeddings().register_forward_hook = hooked.append
+        assert isinstance(layout_of(model, "bfloat16"), layout)
+        assert hooked == []
+
+
 def call(mask: torch.Tensor | None, queries: int, window: int | None = None) -> AttentionCall:
     return AttentionCall(torch.nn.Module(), mask, queries, window, 0.0, "original")
 
