@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -99,19 +99,35 @@ class MetricsConfig(BaseModel):
 
 
 class RecordsConfig(BaseModel):
-    """A file of what was scored, a JSON object a group: prompt, completions, scores, statuses, versions."""
+    """What was scored, written down: prompts, completions, scores, statuses, versions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path = Field(
-        description="The file; only its owner may read it. Full ones are renamed path.1, path.2 and so on."
+        description="The file, or for parquet the folder; only its owner may read it. Full JSONL files are renamed "
+        "path.1, path.2 and so on."
+    )
+    format: Literal["jsonl", "parquet"] = Field(
+        "jsonl",
+        description="jsonl: a JSON object a group. parquet: a row a completion, in a folder of parts that other "
+        "programs can read while the server runs; needs grpo-plugin[records].",
+    )
+    part_groups: int = Field(256, ge=1, description="Groups after which a Parquet part is closed.")
+    part_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds after which a Parquet part is closed anyway.",
     )
     sample: float = Field(
         1.0, gt=0, le=1, description="Share of the groups that are written, chosen by name: the same on every replica."
     )
-    max_bytes: int = Field(64 << 20, gt=0, description="Size at which a new file is begun.")
+    max_bytes: int = Field(64 << 20, gt=0, description="Size at which a new JSONL file is begun.")
     keep: int = Field(
-        8, ge=1, description="Files that are kept, with the one that is written to; the oldest is removed."
+        8,
+        ge=1,
+        description="JSONL files that are kept, with the one that is written to; the oldest is removed. Parquet parts "
+        "take keep × max_bytes in all.",
     )
 
     _paths = field_validator("path")(_in_folder)

@@ -30,7 +30,8 @@ ARROWS = {
     "launch": VALUES | {"client", "processes"},
     "serving": VALUES
     | {"addresses", "cache", "config", "execution", "launch", "observability", "processes", "scorers", "v1", "wire"},
-    "cli": VALUES | {"addresses", "client", "config", "launch", "observability", "scorers", "serving"},
+    "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
+    "cli": VALUES | {"evaluation", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
 # Rooms that see less of a sibling than the whole of it.
 PARTS = {

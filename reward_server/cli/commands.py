@@ -66,7 +66,7 @@ def groups_of(
         return [group_of_row(row, "the group", "0", scorers)]
     if completions or columns:
         raise InvalidGroupError("--input brings its own completions and columns: leave --completion and --column out")
-    rows = list(_rows(path))
+    rows = list(rows_of(path))
     if not rows:
         raise InvalidGroupError(f"{path} holds no rows")
     return [group_of_row(row, where, str(index), scorers) for index, (where, row) in enumerate(rows)]
@@ -103,7 +103,7 @@ def _column(text: str) -> tuple[str, Any]:
         ) from error
 
 
-def _rows(path: str) -> Iterator[tuple[str, Any]]:
+def rows_of(path: str) -> Iterator[tuple[str, Any]]:
     """Rows of a JSONL file, or of a JSON file that holds one object or a list of them; each with where it stands."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
@@ -171,7 +171,7 @@ async def _score_sample(scorers: ScorerSet, group: Group, what: str) -> int:
 
 def sample_of_file(path: str) -> Group:
     """The group of the file's first row. Raises InvalidGroupError."""
-    for where, row in _rows(path):
+    for where, row in rows_of(path):
         return group_of_row(row, where, "sample")
     raise InvalidGroupError(f"{path} holds no rows")
 

@@ -1,7 +1,8 @@
-"""What was scored, written down: a JSON object a group, in a file that is turned over and never grows without bound.
+"""What was scored, written down: JSON lines or Parquet parts, on a disk space that is bounded.
 
-Owns the sample, the thread that writes and the files. Knows nothing of gRPC or scorers. The file holds prompts and
-completions, so that only its owner may read it (mode 0600).
+Owns the sample, the thread that writes and the form of a record, which docs/records.md documents. Knows nothing of
+gRPC or scorers; the files are those of `record_lines` and `record_parts`. Records hold prompts and completions, so only
+their owner may read them (mode 0600).
 
     records = Records(config, note)       raises ConfigError
     records.offer(group, scores, request_bytes)       never waits, never raises
@@ -13,22 +14,19 @@ no call anything. `note(outcome, groups)` hears of it: "written", "dropped" (the
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
-import json
+import functools
 import logging
-import os
 import queue
 import random
 import threading
 import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from reward_server.config import RecordsConfig
-from reward_server.errors import ConfigError
+from reward_server.observability.record_lines import RecordLines
+from reward_server.observability.record_parts import SCHEMA_VERSION, RecordParts
 from reward_server.types import Completion, Group, GroupScores, ScorerScores
 
 log = logging.getLogger("reward_server")
@@ -36,7 +34,6 @@ log = logging.getLogger("reward_server")
 # What may wait for the disk, in bytes of requests.
 _MOST_WAITING_BYTES = 64 << 20
 _CLOSE_GRACE_S = 5.0
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 class Records:
@@ -46,7 +43,7 @@ class Records:
         """Opens the file. Raises ConfigError if it cannot be written."""
         self._sample = config.sample
         self._note = note
-        self._files = _Files(config.path, config.max_bytes, config.keep)
+        self._sink = sink_of(config)
         self._queue: queue.SimpleQueue[tuple[Group, GroupScores, int, float] | None] = queue.SimpleQueue()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
@@ -69,25 +66,66 @@ class Records:
         """Writes what waits, for so long at most."""
         self._queue.put(None)
         self._thread.join(grace_s)
-        if not self._thread.is_alive():
-            self._files.close()
+        if self._thread.is_alive():
+            return
+        self._try(self._sink.close, groups=0)
 
     def _write_all(self) -> None:
-        while (item := self._queue.get()) is not None:
-            group, scores, request_bytes, at = item
+        while True:
             try:
-                self._files.write((json.dumps(record_of(group, scores, at)) + "\n").encode())
-                self._note("written", 1)
-            except (OSError, ValueError, TypeError) as error:
-                self._lost("failed", str(error))
+                item = self._queue.get(timeout=self._sink.due_in_s)
+            except queue.Empty:
+                self._try(self._sink.close_if_due, groups=0)
+                continue
+            if item is None:
+                return
+            group, scores, request_bytes, at = item
+            self._try(functools.partial(self._write, group, scores, at), groups=1)
             with self._lock:
                 self._waiting_bytes -= request_bytes
 
-    def _lost(self, outcome: str, why: str) -> None:
-        self._note(outcome, 1)
+    def _write(self, group: Group, scores: GroupScores, at: float) -> None:
+        self._sink.write(record_of(group, scores, at))
+
+    def _try(self, write: Callable[[], None], groups: int) -> None:
+        """Counts what a write of so many groups, and of those that waited in the sink, comes to."""
+        before = self._sink.waiting + groups
+        try:
+            write()
+            if done := before - self._sink.waiting:
+                self._note("written", done)
+        except (OSError, ValueError, TypeError) as error:
+            self._lost("failed", str(error), before - self._sink.waiting)
+
+    def _lost(self, outcome: str, why: str, groups: int = 1) -> None:
+        self._note(outcome, groups)
         if outcome not in self._said:  # once, since it would be once a group
             self._said.add(outcome)
-            log.error("records: a group was not written to %s (%s); more are counted, not logged", self._files, why)
+            log.error("records: a group was not written to %s (%s); more are counted, not logged", self._sink, why)
+
+
+class Sink(Protocol):
+    """Where records end up.
+
+    `due_in_s` is when `close_if_due` is to be called, in seconds, None for never; `waiting` counts the groups that were
+    written to it and are not on the disk.
+    """
+
+    waiting: int
+
+    @property
+    def due_in_s(self) -> float | None: ...
+
+    def write(self, record: Mapping[str, Any]) -> None: ...
+    def close_if_due(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def sink_of(config: RecordsConfig) -> Sink:
+    """The files of a configuration. Raises ConfigError if they cannot be written."""
+    if config.format == "jsonl":
+        return RecordLines(config.path, config.max_bytes, config.keep)
+    return RecordParts(config.path, config.part_groups, config.part_s, config.max_bytes * config.keep)
 
 
 def is_sampled(group: Group, sample: float) -> bool:
@@ -100,8 +138,9 @@ def is_sampled(group: Group, sample: float) -> bool:
 
 
 def record_of(group: Group, scores: GroupScores, at: float) -> dict[str, Any]:
-    """One line of the file. `at` is in seconds since the epoch."""
+    """A group's record. `at` is in seconds since the epoch."""
     return {
+        "schema": SCHEMA_VERSION,
         "time": datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds"),
         "run_id": group.run_id,
         "step": group.step,
@@ -136,80 +175,6 @@ def _scorer(scorer: ScorerScores) -> dict[str, Any]:
     }
     if any(score.message for score in scorer.scores):
         described["messages"] = [score.message for score in scorer.scores]
+    if scorer.extra:
+        described["extra"] = {name: list(values) for name, values in scorer.extra.items()}
     return described
-
-
-class _Files:
-    """`path` and the full ones before it, `path.1` the latest: `keep` files of `max_bytes`, no line cut in two.
-
-    Several processes may write to them: each write holds `path.lock`, and follows if another has turned them over.
-    """
-
-    def __init__(self, path: Path, max_bytes: int, keep: int):
-        self._path = path
-        self._max_bytes = max_bytes
-        self._keep = keep
-        self._fd = -1
-        try:
-            self._lock_fd = os.open(f"{path}.lock", _APPEND, 0o600)
-            self._open()
-        except OSError as error:
-            raise ConfigError(f"records.path: cannot write {path}: {error.strerror}") from error
-
-    def __str__(self) -> str:
-        return str(self._path)
-
-    def write(self, line: bytes) -> None:
-        """Appends a line. Raises OSError, and then nothing of it is in the file."""
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        try:
-            self._write(line)
-        finally:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-
-    def _write(self, line: bytes) -> None:
-        if not self._is_current():
-            self._close_file()
-            self._open()
-        size = os.fstat(self._fd).st_size
-        if size and size + len(line) > self._max_bytes:
-            self._turn_over()
-            size = 0
-        try:
-            written = 0
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, size)
-            raise
-
-    def close(self) -> None:
-        self._close_file()
-        os.close(self._lock_fd)
-
-    def _is_current(self) -> bool:
-        """Whether the file that is open is still that of the path."""
-        with contextlib.suppress(OSError):
-            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), os.stat(self._path))
-        return False
-
-    def _open(self) -> None:
-        self._fd = os.open(self._path, _APPEND, 0o600)
-
-    def _close_file(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _turn_over(self) -> None:
-        self._close_file()
-        for number in range(self._keep - 1, 0, -1):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self._numbered(number - 1), self._numbered(number))
-        if self._keep == 1:
-            self._path.unlink()
-        self._open()
-
-    def _numbered(self, number: int) -> Path:
-        return self._path.with_name(f"{self._path.name}.{number}") if number else self._path

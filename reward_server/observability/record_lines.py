@@ -1,0 +1,101 @@
+"""Records as JSON lines: an object a group, in a file that is turned over by size and never grows without bound.
+
+Owns the files and the lock that several processes share. What a record holds is `records`'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reward_server.errors import ConfigError
+
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+
+
+class RecordLines:
+    """`path` and the full ones before it, `path.1` the latest: `keep` files of `max_bytes`, no line cut in two.
+
+    Several processes may write to them: each write holds `path.lock`, and follows if another has turned them over.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, keep: int):
+        self._path = path
+        self._max_bytes = max_bytes
+        self._keep = keep
+        self._fd = -1
+        try:
+            self._lock_fd = os.open(f"{path}.lock", _APPEND, 0o600)
+            self._open()
+        except OSError as error:
+            raise ConfigError(f"records.path: cannot write {path}: {error.strerror}") from error
+
+    due_in_s: float | None = None
+    waiting = 0  # every record is on the disk when `write` returns
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends a line. Raises OSError, and then nothing of it is in the file."""
+        line = (json.dumps(record) + "\n").encode()
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        try:
+            self._write(line)
+        finally:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def _write(self, line: bytes) -> None:
+        if not self._is_current():
+            self._close_file()
+            self._open()
+        size = os.fstat(self._fd).st_size
+        if size and size + len(line) > self._max_bytes:
+            self._turn_over()
+            size = 0
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+            raise
+
+    def close_if_due(self) -> None:
+        """Nothing is ever due."""
+
+    def close(self) -> None:
+        self._close_file()
+        os.close(self._lock_fd)
+
+    def _is_current(self) -> bool:
+        """Whether the file that is open is still that of the path."""
+        with contextlib.suppress(OSError):
+            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+        return False
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, _APPEND, 0o600)
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _turn_over(self) -> None:
+        self._close_file()
+        for number in range(self._keep - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self._numbered(number - 1), self._numbered(number))
+        if self._keep == 1:
+            self._path.unlink()
+        self._open()
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}") if number else self._path

@@ -1,0 +1,118 @@
+"""Pages of Markdown as tests see them: their code blocks, and the running of a page as a reader would follow it.
+
+A comment before a block says what it is: `<!-- file: NAME -->`, the reader saves it under this name;
+`<!-- not run here: REASON -->`, it needs what this machine lacks.
+
+Knows nothing of what the pages are about. Hub names in the pages are folders of the working folder, which libraries
+look at first, so code runs as it stands but for what ON_THIS_MACHINE says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_PORT = "50051"
+ON_THIS_MACHINE = {"num_generations=8)": "num_generations=8, use_cpu=True, max_completion_length=16)"}  # without a GPU
+
+
+def _free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+_BLOCK = re.compile(
+    r"(?:<!-- (?P<mark>file|not run here): (?P<value>.+?) -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language and text, the name under which a reader saves it, why it is not run here."""
+
+    language: str
+    text: str
+    file: str | None
+    not_run: str | None
+
+    @property
+    def commands(self) -> list[str]:
+        """A shell block's commands, without comments; a line that ends in a backslash goes on."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [line for line in lines if shlex.split(line, comments=True)]
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = []
+    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
+        marks = {match["mark"]: match["value"]}
+        found.append(Block(match["language"], match["text"], marks.get("file"), marks.get("not run here")))
+    return found
+
+
+@dataclass
+class Reader:
+    """Follows a page in a folder of its own: saves its files, then runs its Python and its commands in their order.
+
+    Port 50051 is one that is free. `reward-server serve` goes on in the background until `close`.
+    """
+
+    folder: Path
+    port: str = field(default_factory=_free_port)
+    _servers: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def save(self, block: Block) -> None:
+        assert block.file is not None
+        (self.folder / block.file).write_text(self._here(block.text))
+
+    def run_python(self, block: Block) -> None:
+        code = [block.file] if block.file else ["-c", self._here(block.text)]
+        self._run([sys.executable, *code])
+
+    def run_command(self, command: str) -> None:
+        words = shlex.split(self._here(command), comments=True)
+        words[0] = str(Path(sys.executable).parent / words[0])
+        if words[1:2] == ["serve"]:
+            self._serve(words)
+        else:
+            self._run(words)
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.terminate()
+            server.wait(30)
+            if server.stdout is not None:
+                server.stdout.close()
+
+    def _serve(self, words: list[str]) -> None:
+        words = [*words, "--listen", f"127.0.0.1:{self.port}"]
+        server = subprocess.Popen(words, cwd=self.folder, env=self._env, stdout=subprocess.PIPE, text=True)
+        self._servers.append(server)
+        assert server.stdout is not None
+        assert any(line.startswith("on ") for line in server.stdout), f"{shlex.join(words)} did not start"
+
+    def _run(self, words: list[str]) -> None:
+        run = subprocess.run(
+            words, cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200, check=False
+        )
+        said = f"{shlex.join(words)[:300]} ended with {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+        assert run.returncode == 0, said
+
+    def _here(self, text: str) -> str:
+        for written, here in {DEFAULT_PORT: self.port, **ON_THIS_MACHINE}.items():
+            text = text.replace(written, here)
+        return text
+
+    @property
+    def _env(self) -> dict[str, str]:
+        root = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
