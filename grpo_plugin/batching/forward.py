@@ -16,7 +16,8 @@ from accelerate.utils import is_compiled_module
 
 from grpo_plugin.batching.packing import DeviceIndex, PackingIndex, to_device
 from grpo_plugin.batching.plan import Layout, PackedLayout, PaddedLayout, Rows, attention_cost
-from grpo_plugin.batching.rows import Ranks
+from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.table import prompt_numbers
 from grpo_plugin.batching.trial import Trial
 
 logger = get_logger(__name__)
@@ -81,7 +82,7 @@ def read_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int)
         [
             keep[:, :prompts].sum(1),
             keep[:, prompts:].sum(1),
-            _first_with_this_prompt(input_ids[:, :prompts], keep[:, :prompts]),
+            prompt_numbers(input_ids[:, :prompts], keep[:, :prompts]),
             (keep[:, 1:prompts] < keep[:, : max(0, prompts - 1)]).any(1)
             | (keep[:, prompts + 1 :] > keep[:, prompts:-1]).any(1),
         ]
@@ -91,17 +92,6 @@ def read_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int)
         row = int(np.flatnonzero(gap_N)[0])
         raise ValueError(f"row {row} has padding between its tokens; pad prompts on the left, completions on the right")
     return Rows(prompt_N, completion_N, number_N, np.zeros_like(prompt_N))
-
-
-def _first_with_this_prompt(ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """For each row the first row with the same prompt, shape (N,); found by a hash and then compared, on the device."""
-    masked = torch.where(keep, ids + 1, 0)
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**62), 2**62, (ids.shape[1],), generator=generator).to(ids.device)
-    hash_N = (masked * factors).sum(1)
-    first_N = (hash_N[:, None] == hash_N[None, :]).int().argmax(1)
-    own_N = torch.arange(len(ids), device=ids.device)
-    return torch.where((masked == masked.index_select(0, first_N)).all(1), first_N, own_N)
 
 
 def find_layout(

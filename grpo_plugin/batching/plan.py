@@ -1,7 +1,7 @@
 """Which rows go through the model together, on which rank: pure functions of lengths.
 
-Owns what a forward costs, the spreading of rows over ranks so that all finish together, and micro-batches under a
-budget of tokens. Knows nothing of tensors, of losses or of how ranks talk: every rank holds the same `Rows` and so
+Owns what a forward costs and the plan: which rank computes a row (`spread`), and in which micro-batch
+(`micro_batches`). Knows nothing of tensors, of losses or of how ranks talk: every rank holds the same `Rows` and so
 makes the same plan.
 
     plan = make_plan(rows, members, ranks, budget_tokens, layout)
@@ -13,28 +13,29 @@ prompt once.
 
 What a token costs is taken as 1 for the linear layers, plus attention, which grows with the tokens that it looks at.
 
-Legend: R rows, in the order of the ranks that hold them.
+Legend: R rows, in the order of the ranks that hold them; M rows that are computed; U units of rows that stay together.
 """
 
 from __future__ import annotations
 
-import heapq
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from grpo_plugin.batching.micro_batches import bins, halved, rectangles
+from grpo_plugin.batching.spread import TOLERANCE, Spread, Work, spread, sums
+from grpo_plugin.batching.units import PARTS_OF_A_TOKEN, Members, worth_sharing
+
 Ints = npt.NDArray[np.int64]
 MicroBatch = tuple[int, ...]
 Plan = tuple[tuple[MicroBatch, ...], ...]
+Costed = list[list[tuple[int, MicroBatch]]]  # for each rank, its micro-batches and what they cost
 
-# Rows stay where they are unless moving them makes the slowest rank faster by more than this.
-_WORTH_MOVING = 0.03
-
-# What one more sequence that shares a prompt costs beside its tokens (its keys are gathered behind the prompt's), in
-# tokens: a prompt that saves less is computed each time.
-_SHARING_TOKENS = 8
+# How often padded rows are spread again with what padding added.
+_PADDING_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,11 @@ class PaddedLayout:
         return len(batch) * self._width(rows, batch) if len(batch) else 0
 
     def cost(self, rows: Rows, batch: Sequence[int]) -> float:
-        width = self._width(rows, batch) if len(batch) else 0
-        return len(batch) * (width + self.attention * width**2)
+        return self.rectangle(len(batch), self._width(rows, batch) if len(batch) else 0)
 
-    def units(self, rows: Rows, members: Sequence[int], size: int) -> list[MicroBatch]:
-        return [(row,) for row in members]
+    def rectangle(self, rows: int, width: int) -> float:
+        """What `rows` rows of this width cost."""
+        return rows * (width + self.attention * width**2)
 
     def _width(self, rows: Rows, batch: Sequence[int]) -> int:
         index = np.asarray(batch)
@@ -87,17 +88,6 @@ class PackedLayout:
 
     def cost(self, rows: Rows, batch: Sequence[int]) -> float:
         return float(sum(self._cost(rows, family) for family in self.families(rows, batch)))
-
-    def units(self, rows: Rows, members: Sequence[int], size: int) -> list[MicroBatch]:
-        """What is not to be torn apart: `size` rows of one prompt at most."""
-        if not self.shares or size <= 1:
-            return [(row,) for row in members]
-        units = []
-        for family in _by_prompt(rows, members):
-            longest_first = sorted(family, key=lambda row: -rows.completion_tokens_R[row])
-            parts = balanced([float(rows.completion_tokens_R[row]) for row in longest_first], -(-len(family) // size))
-            units += [tuple(longest_first[index] for index in part) for part in parts]
-        return units
 
     def families(self, rows: Rows, batch: Sequence[int]) -> list[MicroBatch]:
         """The rows of each prompt that is computed once; a row alone where sharing gains nothing."""
@@ -129,9 +119,11 @@ class PackedLayout:
 Layout = PaddedLayout | PackedLayout
 
 
-def worth_sharing(prompt_tokens: int, rows: int) -> bool:
-    """Whether a prompt of `rows` completions is cheaper to compute once."""
-    return rows > 1 and (rows - 1) * (prompt_tokens - 1) > rows * _SHARING_TOKENS
+def _by_prompt(rows: Rows, batch: Iterable[int]) -> list[MicroBatch]:
+    families: dict[int, list[int]] = {}
+    for row in batch:
+        families.setdefault(int(rows.prompt_R[row]), []).append(row)
+    return [tuple(family) for family in families.values()]
 
 
 def attention_cost(hidden: int, intermediate: int) -> float:
@@ -149,151 +141,123 @@ def make_plan(rows: Rows, members: Sequence[int], ranks: int, budget_tokens: int
     No micro-batch computes more than `budget_tokens`, but for a row that does so alone. They are in order of cost,
     the dearest first, so that those which ranks compute at the same time take about as long.
     """
-    parts = _spread(rows, members, ranks, budget_tokens, layout)
-    batches = [_micro_batches(rows, part, budget_tokens, layout, at_least=1) for part in parts]
-    count = max(len(own) for own in batches)
-    batches = [
-        own if len(own) == count else _micro_batches(rows, part, budget_tokens, layout, at_least=count)
-        for own, part in zip(batches, parts, strict=True)
-    ]
-    count = max(1, *(len(own) for own in batches))
+    computed = _members(rows, members, layout)
+    rank_M = _spread(computed, ranks, budget_tokens)
+    if isinstance(layout, PaddedLayout):
+        costed = _evened(computed, rank_M, ranks, budget_tokens, layout)
+    else:
+        costed = _bins(computed, rank_M, ranks, budget_tokens)
+    count = max(1, *(len(own) for own in costed))
     return tuple(
-        tuple(sorted(own, key=lambda batch: -layout.cost(rows, batch))) + ((),) * (count - len(own)) for own in batches
+        tuple(batch for _, batch in sorted(own, key=lambda pair: -pair[0])) + ((),) * (count - len(own))
+        for own in costed
     )
 
 
-def balanced(costs: Sequence[float], parts: int) -> list[list[int]]:
-    """Splits numbers into `parts` of about equal sums, longest first (Graham 1969): the indices of each part."""
-    heap = [(0.0, part) for part in range(parts)]
-    found: list[list[int]] = [[] for _ in range(parts)]
-    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        load, part = heapq.heappop(heap)
-        found[part].append(index)
-        heapq.heappush(heap, (load + costs[index], part))
-    return found
+def _members(rows: Rows, members: Sequence[int], layout: Layout) -> Members:
+    row_M = np.asarray(members, dtype=np.int64)
+    columns = (rows.prompt_R, rows.rank_R, rows.prompt_tokens_R, rows.completion_tokens_R)
+    prompt, rank, prompt_tokens, completion_tokens = (column[row_M] for column in columns)
+    shares = isinstance(layout, PackedLayout) and layout.shares
+    return Members.of(row_M, prompt, rank, prompt_tokens, completion_tokens, layout.attention, shares)
 
 
 # ------------------------------------------------------------------------------------------------------- over the ranks
 
 
-def _spread(rows: Rows, members: Sequence[int], ranks: int, budget: int, layout: Layout) -> list[list[MicroBatch]]:
-    """Each rank's units. At home, unless moving rows makes the slowest rank clearly faster."""
-    sizes = _unit_sizes(rows, members, layout)
-    home = [[row for row in members if rows.rank_R[row] == rank] for rank in range(ranks)]
-    best = [_fitting(rows, layout.units(rows, own, max(sizes)), budget, layout) for own in home]
-    least = _slowest(rows, best, layout)
-    if ranks == 1:
-        return best
-    least *= 1 - _WORTH_MOVING
-    for size in sizes:
-        units = _fitting(rows, layout.units(rows, members, size), budget, layout)
-        parts = balanced([layout.cost(rows, unit) for unit in units], ranks)
-        spread = _at_home(rows, [[units[index] for index in part] for part in parts])
-        slowest = _slowest(rows, spread, layout)
-        if slowest < least:
-            best, least = spread, slowest
+def _spread(rows: Members, ranks: int, budget: int) -> Ints:
+    """The rank that computes each row: few move, and the rows of a prompt come together where that is faster."""
+    if ranks == 1 or not len(rows.row_M):
+        return rows.rank_M
+
+    def found(rank_M: Ints, most_rows: int | None = None) -> Spread:
+        units = rows.units(rank_M, budget, most_rows)
+        return spread(Work(rows.weight_M, rows.prefix_cost_M, units, rank_M), ranks)
+
+    best, united = found(rows.rank_M), rows.united()
+    if (united != rows.rank_M).any():
+        best = best.or_if_clearly_faster(found(united))
+    if not best.even:
+        for most_rows in rows.fewer_rows():
+            best = best.or_if_clearly_faster(found(united, most_rows))
+    return best.rank_M
+
+
+def _evened(rows: Members, rank_M: Ints, ranks: int, budget: int, layout: PaddedLayout) -> Costed:
+    """Padded micro-batches on ranks that finish together.
+
+    What padding adds is known only when rows are cut into rectangles, and differs between ranks. So rows are spread
+    again, each taken to cost as much more than alone as the rows of its rank did.
+    """
+    costed = best = _rectangles(rows, rank_M, ranks, budget, layout)
+    for _ in range(_PADDING_ROUNDS):
+        load = [sum(cost for cost, _ in own) for own in costed]
+        if max(load) * ranks <= sum(load) * (1 + TOLERANCE):
+            break
+        alone = sums(rank_M, rows.weight_M + rows.prefix_cost_M, ranks)
+        padding_M = (np.array(load) / np.maximum(1, alone))[rank_M]
+        weight_M, fixed_M = (np.rint(cost * padding_M).astype(np.int64) for cost in (rows.weight_M, rows.prefix_cost_M))
+        rank_M = spread(Work(weight_M, fixed_M, np.arange(len(rank_M)), rank_M), ranks).rank_M
+        costed = _rectangles(rows, rank_M, ranks, budget, layout)
+        best = min(best, costed, key=lambda found: _slowest(found, layout))
     return best
 
 
-def _unit_sizes(rows: Rows, members: Sequence[int], layout: Layout) -> list[int]:
-    """How many rows of a prompt may stay together: whole families, halves, quarters, …, single rows."""
-    largest = max((len(family) for family in _by_prompt(rows, members)), default=1)
-    sizes = [largest] if isinstance(layout, PackedLayout) and layout.shares else [1]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    return sizes
-
-
-def _fitting(rows: Rows, units: list[MicroBatch], budget: int, layout: Layout) -> list[MicroBatch]:
-    """The units, those beyond the budget halved until they fit."""
-    fitting, todo = [], list(units)
-    while todo:
-        unit = todo.pop()
-        if len(unit) == 1 or layout.tokens(rows, unit) <= budget:
-            fitting.append(unit)
-        else:
-            todo += [unit[::2], unit[1::2]]
-    return fitting
-
-
-def _slowest(rows: Rows, parts: Sequence[Sequence[MicroBatch]], layout: Layout) -> float:
-    return max(sum(layout.cost(rows, unit) for unit in part) for part in parts)
-
-
-def _at_home(rows: Rows, parts: list[list[MicroBatch]]) -> list[list[MicroBatch]]:
-    """The same parts, given to ranks so that many tokens stay where they are: the heaviest claim first."""
-    claims = []
-    for number, part in enumerate(parts):
-        held = np.zeros(len(parts), dtype=np.int64)
-        for unit in part:
-            index = np.asarray(unit)
-            np.add.at(held, rows.rank_R[index], rows.tokens_R[index])
-        claims += [(-int(tokens), number, rank) for rank, tokens in enumerate(held)]
-    given: dict[int, int] = {}
-    for _, number, rank in sorted(claims):
-        if number not in given.values() and rank not in given:
-            given[rank] = number
-    return [parts[given[rank]] for rank in range(len(parts))]
+def _slowest(costed: Costed, layout: PaddedLayout) -> int:
+    own = layout.overhead_tokens * PARTS_OF_A_TOKEN
+    return max(sum(cost + own for cost, _ in batches) for batches in costed)
 
 
 # ---------------------------------------------------------------------------------------------------- in micro-batches
 
 
-def _micro_batches(
-    rows: Rows, units: Sequence[MicroBatch], budget: int, layout: Layout, at_least: int
-) -> list[MicroBatch]:
-    """One rank's micro-batches, `at_least` so many where there are units for it."""
-    if not units:
-        return []
-    if isinstance(layout, PaddedLayout):
-        return _split(rows, _rectangles(rows, [unit[0] for unit in units], budget, layout), at_least, layout)
-    total = sum(layout.tokens(rows, unit) for unit in units)
-    count = max(at_least, -(-total // budget))
-    while True:
-        parts = balanced([layout.cost(rows, unit) for unit in units], min(count, len(units)))
-        batches = [tuple(row for index in part for row in units[index]) for part in parts]
-        if count >= len(units) or all(layout.tokens(rows, batch) <= budget for batch in batches):
-            return batches
-        count += 1
+def _bins(rows: Members, rank_M: Ints, ranks: int, budget: int) -> Costed:
+    """Each rank's units in bins of about equal cost; as many on every rank, if it has units for them."""
+    _, first, unit_M = np.unique(rows.units(rank_M, budget), return_index=True, return_inverse=True)
+    cost_U = sums(unit_M, rows.weight_M, len(first)) + rows.prefix_cost_M[first]
+    tokens_U = sums(unit_M, rows.own_tokens_M, len(first)) + rows.prefix_tokens_M[first]
+    members = _grouped(rows.row_M, unit_M, len(first))
+    units = _grouped(np.arange(len(first)), rank_M[first], ranks)
+    costs, tokens = ([values[own].tolist() for own in units] for values in (cost_U, tokens_U))
+    parts = [bins(*pair, budget) for pair in zip(costs, tokens, strict=True)]
+    count = max(len(own) for own in parts)
+    parts = [
+        own if len(own) == count else bins(costs[rank], tokens[rank], budget, count) for rank, own in enumerate(parts)
+    ]
+    return [
+        [
+            (sum(costs[rank][index] for index in part), tuple(row for index in part for row in members[own[index]]))
+            for part in parts[rank]
+        ]
+        for rank, own in enumerate(units)
+    ]
 
 
-def _rectangles(rows: Rows, members: Sequence[int], budget: int, layout: PaddedLayout) -> list[MicroBatch]:
-    """Cuts the rows, sorted by length, where the padded whole costs least."""
-    order = np.asarray(sorted(members, key=lambda row: (-rows.tokens_R[row], row)))
-    prompts, completions = rows.prompt_tokens_R[order], rows.completion_tokens_R[order]
-    best = np.full(len(order) + 1, np.inf)
-    best[0], cut = 0.0, np.zeros(len(order) + 1, dtype=np.int64)
-    for end in range(1, len(order) + 1):
-        counts = np.arange(1, end + 1)  # rows of the last rectangle, which begins at end - count
-        width = _running_max(prompts[:end]) + _running_max(completions[:end])
-        cost = counts * (width + layout.attention * width**2) + layout.overhead_tokens
-        cost = np.where((counts * width <= budget) | (counts == 1), cost + best[end - counts], np.inf)
-        choice = int(cost.argmin())
-        best[end], cut[end] = cost[choice], end - counts[choice]
-    found, end = [], len(order)
-    while end:
-        found.append(tuple(int(row) for row in order[cut[end] : end]))
-        end = int(cut[end])
-    return found[::-1]
+def _rectangles(rows: Members, rank_M: Ints, ranks: int, budget: int, layout: PaddedLayout) -> Costed:
+    """Each rank's rows in rectangles; as many on every rank, if it has rows for them."""
+    order = np.lexsort((rows.row_M, -(rows.prefix_tokens_M + rows.own_tokens_M), rank_M))
+    rank, count_K = rank_M[order], np.bincount(rank_M, minlength=ranks)
+    place = np.arange(len(order)) - (np.cumsum(count_K) - count_K)[rank]
+    prompts, completions = np.zeros((2, ranks, int(count_K.max())), dtype=np.int64)
+    prompts[rank, place], completions[rank, place] = rows.prefix_tokens_M[order] + 1, rows.own_tokens_M[order] - 1
+    parts = rectangles(prompts, completions, count_K, budget, layout.attention, layout.overhead_tokens)
+    count = max(len(own) for own in parts)
+    alone = _grouped((rows.weight_M + rows.prefix_cost_M)[order], rank, ranks)
+    parts = [own if len(own) == count else halved(own, count, alone[rank]) for rank, own in enumerate(parts)]
+    members = _grouped(rows.row_M[order], rank, ranks)
+
+    def cost(rank: int, start: int, end: int) -> int:
+        width = int(prompts[rank, start:end].max() + completions[rank, start:end].max())
+        return round(layout.rectangle(end - start, width) * PARTS_OF_A_TOKEN)
+
+    return [
+        [(cost(rank, start, end), tuple(members[rank][start:end])) for start, end in own]
+        for rank, own in enumerate(parts)
+    ]
 
 
-def _running_max(values: Ints) -> Ints:
-    """The largest of the last 1, 2, 3, … values."""
-    return np.asarray(np.maximum.accumulate(values[::-1]))
-
-
-def _split(rows: Rows, batches: list[MicroBatch], count: int, layout: PaddedLayout) -> list[MicroBatch]:
-    """The dearest micro-batches halved until there are `count`, or nothing is left to halve."""
-    while len(batches) < count and any(len(batch) > 1 for batch in batches):
-        dearest = max((batch for batch in batches if len(batch) > 1), key=lambda batch: layout.cost(rows, batch))
-        batches.remove(dearest)
-        middle = len(dearest) // 2
-        batches += [dearest[:middle], dearest[middle:]]
-    return batches
-
-
-def _by_prompt(rows: Rows, members: Iterable[int]) -> list[MicroBatch]:
-    families: dict[int, list[int]] = {}
-    for row in members:
-        families.setdefault(int(rows.prompt_R[row]), []).append(row)
-    return [tuple(family) for family in families.values()]
+def _grouped(values: Ints, group: Ints, groups: int) -> list[list[int]]:
+    """The values of each group, in their order."""
+    ends = np.cumsum(np.bincount(group, minlength=groups)).tolist()
+    in_order = values[np.argsort(group, kind="stable")].tolist()
+    return [in_order[start:end] for start, end in itertools.pairwise([0, *ends])]

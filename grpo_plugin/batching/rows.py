@@ -15,19 +15,18 @@ Legend: N rows on this rank, R rows over all ranks, T tokens.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-from grpo_plugin.batching.plan import Ints, Plan, Rows
-from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS, tokens_N
-
-Fields = dict[str, torch.Tensor]
+from grpo_plugin.batching.exchange import Fields, Padded, move, select
+from grpo_plugin.batching.plan import Plan
+from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.table import Table
+from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS
 
 PROMPT_FIELDS = ("prompt_ids", "prompt_mask")
 COMPLETION_FIELDS = (
@@ -54,60 +53,6 @@ class MicroBatchStats:
     filler_rows: int
     most_rows: int  # on one rank, fillers included
     last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """Which rank this is, and how ranks talk: `gather` joins tensors of equal shape along their first dimension."""
-
-    rank: int
-    count: int
-    gather: Callable[[torch.Tensor], torch.Tensor]
-    device: torch.device | str = "cpu"
-
-    def all(self, fact: bool) -> bool:
-        """Whether it is so on every rank: one may hold images where another's rows have none."""
-        return fact if self.count == 1 else bool(self.gather(torch.tensor([fact], device=self.device)).all())
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The R rows of all ranks by the numbers that plans are made of; the same on every rank."""
-
-    rows: Rows
-    loss_tokens_R: Ints
-    has_advantage_R: Ints
-    width: int  # of the widest tensors as TRL padded them
-
-    @classmethod
-    def of(cls, fields: Fields, ranks: Ranks) -> Table:
-        width = fields["prompt_ids"].shape[1] + fields["completion_ids"].shape[1]
-        advantages = fields.get("advantages")
-        columns = [
-            fields["prompt_mask"].sum(1),
-            fields["completion_mask"].sum(1),
-            prompt_numbers(fields["prompt_ids"], fields["prompt_mask"]),
-            tokens_N(fields),
-            torch.ones(len(fields["prompt_ids"])) if advantages is None else advantages != 0,
-            torch.full((len(fields["prompt_ids"]),), width),
-        ]
-        device = fields["prompt_ids"].device
-        table = torch.stack([column.to(device=device, dtype=torch.int64) for column in columns], dim=1)
-        prompt, completion, number, loss, advantage, widths = ranks.gather(table).cpu().numpy().T
-        rank = np.repeat(np.arange(ranks.count), len(fields["prompt_ids"]))
-        return cls(Rows(prompt, completion, number, rank), loss, advantage, int(widths.max()))
-
-    def members(self, prune: bool) -> list[int]:
-        """The rows that can have a gradient: those with tokens in the loss and, if `prune`, an advantage."""
-        alive_R = (self.loss_tokens_R > 0) & ((self.has_advantage_R > 0) | (not prune))
-        return [int(row) for row in np.flatnonzero(alive_R)]
-
-
-def prompt_numbers(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """A number for each prompt, equal where the prompts are, on all ranks: 63 bits of a hash."""
-    ids, keep = ids.cpu(), mask.cpu().bool()
-    digests = [hashlib.blake2b(row[kept].numpy().tobytes(), digest_size=8) for row, kept in zip(ids, keep, strict=True)]
-    return torch.tensor([int.from_bytes(digest.digest(), "little") >> 1 for digest in digests])
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +86,10 @@ class StepRows:
 
     def micro_batches(self, plan: Plan, ranks: Ranks, multiple: int | None) -> list[dict[str, Any]]:
         """This rank's part of the plan, trimmed; a filler without loss where it has fewer micro-batches than others."""
-        held, fields = move(self.fields, self.table, plan, ranks)
-        place = {row: index for index, row in enumerate(held)}
+        held = move(self.fields, padded_fields(self.fields, self.table), self.table.rows.rank_R, plan, ranks)
         found = []
         for number, batch in enumerate(plan[ranks.rank]):
-            rows = filler(self.fields) if not batch else select(fields, [place[row] for row in batch])
+            rows = held.select(batch, multiple) if batch else filler(self.fields, multiple)
             shared = {name: value for name, value in self.values.items() if name != SURVIVORS}
             shared[ROW_WEIGHT] = self.values.get(ROW_WEIGHT, 1.0) * len(batch) / self.batch_rows
             shared[MICRO_BATCH_STATS] = self._stats(plan, number)
@@ -153,7 +97,7 @@ class StepRows:
             shared[ROWS] = self.rows if number == 0 else 0
             if self.survivors is not None:
                 shared[SURVIVORS] = self.survivors if number == 0 else 0.0
-            found.append({**trim(rows, multiple), **shared})
+            found.append({**rows, **shared})
         return found
 
     def _stats(self, plan: Plan, number: int) -> MicroBatchStats:
@@ -181,24 +125,30 @@ def trimmed(batch: dict[str, Any], multiple: int | None) -> dict[str, Any]:
     return batch if merged is None else {**trim(merged[0], multiple), **merged[1]}
 
 
-def filler(fields: Fields) -> Fields:
+def filler(fields: Fields, multiple: int | None = None) -> Fields:
     """A row of one prompt token and no completion, for the collectives of a forward and backward."""
-    rows = fit(select(fields, [0]), 1, 1)
+    rows = fit(select(fields, [0]), multiple or 1, multiple or 1)
     for name in ("completion_mask", "advantages"):
         if name in rows:
             rows[name] = torch.zeros_like(rows[name])
     return rows
 
 
+def padded_fields(fields: Fields, table: Table) -> dict[str, Padded]:
+    """How the fields with a value a token are padded, and as what they travel: token ids as int32, masks as bytes."""
+    width = fields["completion_ids"].shape[1]
+    wires = {"ids": torch.int32, "mask": torch.uint8}
+    found = {}
+    for name, value in fields.items():
+        wire = wires.get(name.rpartition("_")[2])
+        if name in PROMPT_FIELDS:
+            found[name] = Padded(table.rows.prompt_tokens_R, left=True, wire=wire)
+        elif name in COMPLETION_FIELDS and value.shape[1] == width:
+            found[name] = Padded(table.rows.completion_tokens_R, wire=wire)
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------ trimming
-
-
-def select(fields: Fields, rows: Sequence[int]) -> Fields:
-    """Some rows of all fields."""
-    return {
-        name: value.index_select(0, torch.tensor(rows, dtype=torch.int64, device=value.device))
-        for name, value in fields.items()
-    }
 
 
 def trim(fields: Fields, multiple: int | None = None) -> Fields:
@@ -226,57 +176,3 @@ def fit(fields: Fields, prompt_width: int, completion_width: int) -> Fields:
 def fit_completions(value_NT: torch.Tensor, width: int) -> torch.Tensor:
     """Cut to `width`, or padded with 0."""
     return functional.pad(value_NT[:, :width], (0, max(0, width - value_NT.shape[1])))
-
-
-# ---------------------------------------------------------------------------------------------------- moving over ranks
-
-
-def executors(plan: Plan, count: int) -> Ints:
-    """The rank that computes each row; -1 for none."""
-    target_R = np.full(count, -1, dtype=np.int64)
-    for rank, batches in enumerate(plan):
-        for batch in batches:
-            target_R[list(batch)] = rank
-    return target_R
-
-
-def move(fields: Fields, table: Table, plan: Plan, ranks: Ranks) -> tuple[list[int], Fields]:
-    """The rows that this rank computes, and their numbers among the R: those that stay, then those that arrive."""
-    source_R = table.rows.rank_R
-    held = [int(row) for row in np.flatnonzero(source_R == ranks.rank)]
-    target_R = executors(plan, len(source_R))
-    fields = fit(fields, int(table.rows.prompt_tokens_R.max()), max(1, int(table.rows.completion_tokens_R.max())))
-    return exchange(fields, held, source_R, target_R, ranks)
-
-
-def exchange(
-    fields: Fields, held: Sequence[int], source_R: Ints, target_R: Ints, ranks: Ranks
-) -> tuple[list[int], Fields]:
-    """Moves rows from the ranks `source_R` that hold them to those `target_R` that want them; -1 is no rank.
-
-    `fields` are this rank's rows `held`, in that order, and as wide on every rank. Only rows that move are sent.
-    """
-    place = {row: index for index, row in enumerate(held)}
-    stays = [row for row in held if target_R[row] == ranks.rank]
-    leaving = [
-        [int(row) for row in np.flatnonzero((source_R == rank) & (target_R >= 0) & (target_R != rank))]
-        for rank in range(ranks.count)
-    ]
-    most = max(len(rows) for rows in leaving)
-    own = select(fields, [place[row] for row in stays])
-    if most == 0:
-        return stays, own
-    sent = select(fields, [place[row] for row in leaving[ranks.rank]])
-    arrivals = [
-        (row, rank * most + index)
-        for rank, rows in enumerate(leaving)
-        for index, row in enumerate(rows)
-        if target_R[row] == ranks.rank
-    ]
-    everyones = {name: ranks.gather(_with_rows(sent[name], most)) for name in sorted(fields)}
-    arrived = select(everyones, [index for _, index in arrivals])
-    return stays + [row for row, _ in arrivals], {name: torch.cat([own[name], arrived[name]]) for name in fields}
-
-
-def _with_rows(value: torch.Tensor, rows: int) -> torch.Tensor:
-    return torch.cat([value, value.new_zeros((rows - len(value), *value.shape[1:]))])

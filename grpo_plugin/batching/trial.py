@@ -31,7 +31,7 @@ from grpo_plugin.batching.attention import (
     register,
 )
 from grpo_plugin.batching.plan import PackedLayout
-from grpo_plugin.batching.rows import Ranks
+from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.trial_rows import Lengths, TrialRows
 from grpo_plugin.batching.varlen import visible
 

@@ -14,9 +14,10 @@ Legend: N rows on this rank, R rows over all ranks, A gradient accumulation step
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,23 +27,18 @@ from trl import GRPOTrainer
 
 from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
 from grpo_plugin.batching.forward import find_layout, packed_forward
+from grpo_plugin.batching.log_prob_rows import LogProbRows
+from grpo_plugin.batching.memo import Memo
 from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
-from grpo_plugin.batching.plan import Layout, PackedLayout, make_plan
+from grpo_plugin.batching.plan import Layout, PackedLayout, Plan, make_plan
+from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.rows import (
     MICRO_BATCH_STATS,
     MicroBatchStats,
-    Ranks,
     StepRows,
-    Table,
-    exchange,
-    executors,
-    filler,
-    fit_completions,
-    move,
-    select,
-    trim,
     trimmed,
 )
+from grpo_plugin.batching.table import Table
 from grpo_plugin.config import setting
 from grpo_plugin.rewards.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT
 
@@ -79,6 +75,7 @@ class TokenBatchTrainer(GRPOTrainer):
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._prepare_inputs(inputs)  # generates if that is due
+        self._log_prob_rows.forget()
         self._due = self._next_due()
         self._current_train_step_time += time.perf_counter() - began  # TRL 1.16, line 1514: its step_time
         try:
@@ -138,46 +135,52 @@ class TokenBatchTrainer(GRPOTrainer):
                 self.current_gradient_accumulation_steps - self._calls_in_step,
                 self.args.steps_per_generation - place,
             )
-            batches = self._buffered_inputs[place : place + calls]
-            self._schedule = _over_calls(self._micro_batches(batches), calls)
+            self._schedule = _over_calls(self._micro_batches_of_step(place, calls), calls)
         due, *rest = self._schedule
         self._schedule = tuple(rest)
         return due
 
-    def _micro_batches(self, batches: list[Batch]) -> list[Batch]:
-        """What the optimizer step runs: TRL's batches as they are, trimmed, or regrouped."""
+    def _micro_batches_of_step(self, place: int, calls: int) -> list[Batch]:
+        """Made once a generation, also where TRL trains on it several times (`num_iterations`)."""
+        generation = self._buffered_inputs
+
+        def make() -> tuple[list[Batch], dict[str, float]]:
+            return self._micro_batches(generation[place : place + calls])
+
+        again = self.num_iterations > 1
+        batches, metrics = self._steps.get(generation, (place, calls), make) if again else make()
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        return batches
+
+    @functools.cached_property
+    def _steps(self) -> Memo:
+        return Memo()
+
+    def _micro_batches(self, batches: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
+        """What the optimizer step runs: TRL's batches as they are, trimmed, or regrouped; and what to log of it."""
         layout = self._layout
         if layout is None:
-            return batches
+            return batches, {}
         reason = reason_to_keep_micro_batches(self)
         if reason:
             logger.warning_once(f"micro-batches stay TRL's and are only trimmed, since {reason}")
-            return [trimmed(batch, self.pad_to_multiple_of) for batch in batches]
+            return [trimmed(batch, self.pad_to_multiple_of) for batch in batches], {}
         step_rows = StepRows.of(batches, self._ranks)
         if step_rows is None:
             logger.warning_once("a batch with images, an empty prompt or an advantage a token goes TRL's way")
-            return batches
+            return batches, {}
         reason = reason_to_keep_rows(self, batches[0], bool(self._kl_beta))
         if reason:
             logger.warning_once(f"rows without advantage are trained all the same, since {reason}")
         members = step_rows.table.members(prune=reason is None)
         budget = self._budget(self.args.per_device_train_batch_size, step_rows.table)
         plan = make_plan(step_rows.table.rows, members, self._ranks.count, budget, layout)
-        self._record_plan(step_rows, plan, len(members), layout)
-        return step_rows.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
+        micro_batches = step_rows.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
+        return micro_batches, _plan_metrics(step_rows.table, plan, len(members), layout)
 
     def _budget(self, rows: int, table: Table) -> int:
         return setting(self.args, "max_tokens_per_micro_batch") or rows * table.width
-
-    def _record_plan(self, step_rows: StepRows, plan: Any, members: int, layout: Layout) -> None:
-        rows = step_rows.table.rows
-        metrics = self._metrics["train"]
-        metrics["batches/micro_batches"].append(len(plan[0]))
-        metrics["batches/rows"].append(members)
-        metrics["batches/rows_without_signal"].append(len(rows.rank_R) - members)
-        tokens = [layout.tokens(rows, batch) for own in plan for batch in own]
-        metrics["batches/tokens"].append(sum(tokens))
-        metrics["batches/tokens_trl"].append(step_rows.table.width * len(rows.rank_R))
 
     @property
     def _ranks(self) -> Ranks:
@@ -280,45 +283,51 @@ class TokenBatchTrainer(GRPOTrainer):
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int, batch_size: int | None
     ) -> torch.Tensor:
         """Log-probabilities without gradient, shape (N, width): each row computed on whichever rank has time for it."""
-        prompts = input_ids.shape[1] - width
-        fields = {
-            "prompt_ids": input_ids[:, :prompts],
-            "prompt_mask": attention_mask[:, :prompts],
-            "completion_ids": input_ids[:, prompts:],
-            "completion_mask": attention_mask[:, prompts:],
-        }
-        ranks, table, layout = self._ranks, Table.of(fields, self._ranks), self._layout
-        assert layout is not None
-        if (table.rows.prompt_tokens_R == 0).any():
+
+        def make() -> tuple[LogProbRows | None, torch.Tensor]:
+            rows = LogProbRows.of(input_ids, attention_mask, width, self._ranks, self._log_prob_plan(batch_size))
+            return rows, attention_mask  # which is kept so that its id stays its own
+
+        key = (id(attention_mask), width, batch_size)
+        rows, _ = self._log_prob_rows.get(input_ids, key, make)  # the same for old and for reference log-probabilities
+        if rows is None:
             whole = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, width, batch_size)
             return whole[0]
-        budget = self._budget(batch_size or len(input_ids), table)
-        plan = make_plan(table.rows, table.members(prune=False), ranks.count, budget, layout)
-        held, rows = move(fields, table, plan, ranks)
-        place = {row: index for index, row in enumerate(held)}
-        parts = [select(rows, [place[row] for row in batch]) if batch else filler(fields) for batch in plan[ranks.rank]]
-        found = self._in_micro_batches(model, parts, rows["completion_ids"].shape[1])[: len(held)]
-        order = [row for batch in plan[ranks.rank] for row in batch]
-        target_R = executors(plan, len(table.rows.rank_R))
-        back, values = exchange({"values": found}, order, target_R, table.rows.rank_R, ranks)
-        log_probs = found.new_zeros((len(input_ids), width))
-        index = torch.tensor(back, dtype=torch.int64, device=found.device) - ranks.rank * len(input_ids)
-        return log_probs.index_copy(0, index, fit_completions(values["values"], width))
+        return rows.returned([self._log_probs_of(model, part) for part in rows.parts(self.pad_to_multiple_of)])
 
-    def _in_micro_batches(self, model: Any, parts: list[dict[str, torch.Tensor]], width: int) -> torch.Tensor:
-        """The parts' log-probabilities, forward by forward, one below the other and `width` wide."""
-        found = []
-        for rows in parts:
-            part = trim(rows, self.pad_to_multiple_of)
-            ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
-            mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
-            own = part["completion_ids"].shape[1]
-            if isinstance(self._layout, PackedLayout):
-                values, _ = packed_forward(model, ids, mask, own, self._layout, self.accelerator.autocast)
-            else:
-                values = super()._get_per_token_logps_and_entropies(model, ids, mask, own)[0]
-            found.append(fit_completions(values, width))
-        return torch.cat(found)
+    @functools.cached_property
+    def _log_prob_rows(self) -> Memo:
+        return Memo()
+
+    def _log_prob_plan(self, batch_size: int | None) -> Callable[[Table], Plan]:
+        layout, ranks = self._layout, self._ranks
+        assert layout is not None
+
+        def make(table: Table) -> Plan:
+            budget = self._budget(batch_size or len(table.rows.rank_R) // ranks.count, table)
+            return make_plan(table.rows, table.members(prune=False), ranks.count, budget, layout)
+
+        return make
+
+    def _log_probs_of(self, model: Any, part: Batch) -> torch.Tensor:
+        """Of one forward's rows, as wide as their completions."""
+        ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+        mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+        width = part["completion_ids"].shape[1]
+        if isinstance(self._layout, PackedLayout):
+            return packed_forward(model, ids, mask, width, self._layout, self.accelerator.autocast)[0]
+        values: torch.Tensor = super()._get_per_token_logps_and_entropies(model, ids, mask, width)[0]
+        return values
+
+
+def _plan_metrics(table: Table, plan: Plan, members: int, layout: Layout) -> dict[str, float]:
+    return {
+        "batches/micro_batches": len(plan[0]),
+        "batches/rows": members,
+        "batches/rows_without_signal": len(table.rows.rank_R) - members,
+        "batches/tokens": sum(layout.tokens(table.rows, batch) for own in plan for batch in own),
+        "batches/tokens_trl": table.width * len(table.rows.rank_R),
+    }
 
 
 def _over_calls(batches: list[Batch], calls: int) -> tuple[list[Batch], ...]:

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from grpo_plugin.batching.forward import find_layout
 from grpo_plugin.batching.plan import Layout
-from grpo_plugin.batching.rows import Ranks
+from grpo_plugin.batching.ranks import Ranks
 
 _SIZES = {
     "hidden_size": 32,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
 from grpo_plugin.batching.metrics import StepMetrics
-from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, Ranks, StepRows, exchange, trim, trimmed
+from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, StepRows, trim, trimmed
 from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS
+from tests.support.ranks import on_ranks
 
 ONE = Ranks(0, 1, lambda value: value)
 
@@ -30,25 +29,6 @@ def batch(*lengths: tuple[int, int], advantages: list[float] | None = None, firs
     made["advantages"] = torch.tensor(advantages or [1.0] * len(lengths))
     made["old_per_token_logps"] = -made["completion_ids"].float()
     return {**made, "num_items_in_batch": made["completion_mask"].sum()}
-
-
-def on_ranks(count: int, act: Callable[[Ranks], Any]) -> list[Any]:
-    """What `act` returns on each of `count` ranks, which run side by side and gather for real."""
-    held: list[Any] = [None] * count
-    barrier = threading.Barrier(count, timeout=20)
-
-    def run(rank: int) -> Any:
-        def gather(value: torch.Tensor) -> torch.Tensor:
-            held[rank] = value
-            barrier.wait()
-            everyones = torch.cat(held)
-            barrier.wait()
-            return everyones
-
-        return act(Ranks(rank, count, gather))
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
 
 
 def test_a_micro_batch_is_as_narrow_as_its_rows_allow_and_never_nothing() -> None:
@@ -157,17 +137,6 @@ def test_rows_move_with_all_they_have_and_a_rank_without_work_gets_a_filler() ->
     assert staying["completion_ids"].tolist() == [[20]]
     assert arrived["completion_ids"].tolist() == [[11]]
     assert filler[MICRO_BATCH_STATS] == arrived[MICRO_BATCH_STATS] == MicroBatchStats(1, 1, 1, 1, True)
-
-
-def test_what_is_computed_elsewhere_comes_back_in_order() -> None:
-    def act(ranks: Ranks) -> Any:
-        owner, computes = torch.tensor([0, 0, 1, 1]).numpy(), torch.tensor([1, 0, -1, 0]).numpy()
-        held = [[0, 1], [2, 3]][ranks.rank]
-        order, rows = exchange({"x": torch.tensor(held)[:, None]}, held, owner, computes, ranks)
-        back, values = exchange({"x": rows["x"] * 10.0}, order, computes, owner, ranks)
-        return dict(zip(back, values["x"][:, 0].tolist(), strict=True))
-
-    assert on_ranks(2, act) == [{1: 10.0, 0: 0.0}, {3: 30.0}]
 
 
 def test_metrics_of_a_step_are_means_over_its_tokens_and_rows_minima_and_maxima_as_they_are() -> None:

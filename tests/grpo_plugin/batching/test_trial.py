@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from grpo_plugin.batching.attention import AttentionCall, register
 from grpo_plugin.batching.plan import PackedLayout, PaddedLayout
-from grpo_plugin.batching.rows import Ranks
+from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.trial import _lost_mask
 from grpo_plugin.batching.trial_rows import Lengths, TrialRows
 from grpo_plugin.batching.varlen import VarlenKernel

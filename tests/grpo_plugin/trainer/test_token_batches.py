@@ -16,8 +16,9 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
-from grpo_plugin.batching.plan import PackedLayout, PaddedLayout
+from grpo_plugin.batching.plan import PackedLayout, PaddedLayout, make_plan
 from grpo_plugin.batching.rows import COMPLETION_FIELDS, PROMPT_FIELDS
+from grpo_plugin.trainer import token_batches
 from tests.end_to_end.ranks import skewed_rollout
 from tests.support import scoring
 from tests.support.builders import make_dataset, save_tiny_model
@@ -157,6 +158,27 @@ def test_old_and_reference_log_probs_are_computed_without_padding_too(tiny_model
     ours, theirs = both(tmp_path, tiny_model, beta=0.1, num_iterations=2, steps_per_generation=8)
     assert largest_difference(ours, theirs) < 1e-6
     assert [log["kl"] for log in ours.state.log_history[:1]] == pytest.approx([0.0], abs=1e-6)
+
+
+def test_a_generation_is_planned_once_however_often_it_is_trained_on(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[int] = []
+
+    def counted(*args: Any) -> Any:
+        plans.append(len(args[1]))
+        return make_plan(*args)
+
+    monkeypatch.setattr(token_batches, "make_plan", counted)
+    twice = {"num_iterations": 2, "steps_per_generation": 8, "max_steps": 8, "beta": 0.1}
+    ours, theirs = both(tmp_path, tiny_model, reward=scoring.vowels, **twice)
+    # 2 generations, each of 2 optimizer steps that are taken twice. One plan for each pair of old and reference
+    # log-probabilities, and one for each optimizer step.
+    assert len(plans) == 2 * (1 + 2)
+    assert largest_difference(ours, theirs) < 2e-6
+    logged = [log["batches/tokens"] for log in ours.state.log_history if "batches/tokens" in log]
+    assert len(logged) == 8
+    assert logged[:2] == logged[2:4]
 
 
 @pytest.mark.parametrize(
