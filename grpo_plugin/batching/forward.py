@@ -15,12 +15,14 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_compiled_module
 
 from grpo_plugin.batching.packing import DeviceIndex, PackingIndex, to_device
-from grpo_plugin.batching.plan import Layout, PackedLayout, PaddedLayout, Rows, attention_cost
+from grpo_plugin.batching.plan import Layout, MicroBatch, PackedLayout, PaddedLayout, Rows, attention_cost
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.table import prompt_numbers
 from grpo_plugin.batching.trial import Trial
 
 logger = get_logger(__name__)
+
+PACKING = "packing"  # the key under which a micro-batch says where its tokens go in a packed forward
 
 LogProbs = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -41,7 +43,7 @@ def packed_forward(
 ) -> LogProbs:
     """Log-probabilities and entropies of completions `width` wide, shape (N, width).
 
-    `index` is where the rows' tokens go (`packing_indices`); without it the host reads the rows' lengths, once.
+    `index` is where the rows' tokens go (`with_packing`); without it the host reads the rows' lengths, once.
     """
     if index is None:
         rows = read_rows(input_ids, attention_mask, width)
@@ -56,6 +58,30 @@ def packed_forward(
         output = model(**packed.inputs, fused_lm_head=True)
     entropy = None if output.entropy is None else packed.spread(output.entropy)
     return packed.spread(output.log_probs), entropy
+
+
+def with_packing(
+    parts: Sequence[dict[str, Any]], batches: Sequence[MicroBatch], rows: Rows, layout: Layout | None
+) -> list[dict[str, Any]]:
+    """Micro-batches with where their tokens go in a packed forward (`PACKING`), all sent to the device in one copy.
+
+    `batches` are the numbers of their rows in `rows`, which the plan is made of: nothing is read from the device. An
+    empty one is a filler, a row of one prompt token and no completion. As they are where they are not packed.
+    """
+    if not isinstance(layout, PackedLayout):
+        return list(parts)
+    sizes = [(part["prompt_ids"].shape[1], part["completion_ids"].shape[1]) for part in parts]
+    known = [(_subset(rows, batch), *size) for batch, size in zip(batches, sizes, strict=True)]
+    indices = packing_indices(known, layout, parts[0]["prompt_ids"].device)
+    return [{**part, PACKING: index} for part, index in zip(parts, indices, strict=True)]
+
+
+def _subset(rows: Rows, batch: MicroBatch) -> Rows:
+    if not batch:
+        return Rows(*(np.array([value], dtype=np.int64) for value in (1, 0, 0, 0)))
+    index = np.asarray(batch, dtype=np.int64)
+    columns = (rows.prompt_tokens_R, rows.completion_tokens_R, rows.prompt_R, rows.rank_R)
+    return Rows(*(column[index] for column in columns))
 
 
 def packing_indices(

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from grpo_plugin.batching.attention import register
-from grpo_plugin.batching.forward import packed_forward, packing_indices, read_rows
+from grpo_plugin.batching.forward import PACKING, packed_forward, packing_indices, read_rows, with_packing
 from grpo_plugin.batching.packing import IGNORED, Packed, PackingIndex, round_length, to_device
-from grpo_plugin.batching.plan import PackedLayout
+from grpo_plugin.batching.plan import PackedLayout, PaddedLayout
 from tests.benchmarks.packing import make_rows, tensors
 from tests.support.builders import save_tiny_model
 
@@ -209,6 +209,25 @@ def test_packing_from_known_lengths_is_one_copy_to_the_device_and_reads_nothing_
     for index in indices:
         packed = index.pack(ids)
         assert packed.spread(torch.zeros((1, packed.tokens), device=META)).shape == (3, width)
+
+
+def test_micro_batches_of_a_plan_carry_where_their_tokens_go_and_a_filler_is_a_token() -> None:
+    ids, mask, width = rows((0, 24, 12), (0, 24, 5), (1, 9, 7))
+    layout = PackedLayout(0.01, shares=True)
+    fields = {"prompt_ids": ids[:, :24], "completion_ids": ids[:, 24:]}
+    parts = [
+        {name: value[[2]] for name, value in fields.items()},
+        {name: value[[1, 0]] for name, value in fields.items()},
+        {"prompt_ids": ids[:1, :1], "completion_ids": ids[:1, :2]},
+    ]
+    made = with_packing(parts, [(2,), (1, 0), ()], read_rows(ids, mask, width), layout)
+    packed = [part[PACKING].pack(torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)) for part in made]
+    expected = [pack(ids[[2]], mask[[2]], width, [(0,)]), pack(ids[[1, 0]], mask[[1, 0]], width, [(0, 1)])]
+    for ours, theirs in zip(packed[:2], expected, strict=True):
+        for name in ("input_ids", "position_ids", "shift_labels"):
+            assert torch.equal(ours.inputs[name], theirs.inputs[name])
+    assert packed[2].inputs["input_ids"].tolist() == [[int(ids[0, 0])]]
+    assert with_packing(parts, [(2,), (1, 0), ()], read_rows(ids, mask, width), PaddedLayout(0.01)) == parts
 
 
 def test_a_packed_forward_without_known_lengths_reads_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
