@@ -13,9 +13,9 @@ from accelerate import PartialState
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from grpo_plugin.batching.attention import AttentionCall, register
+from grpo_plugin.batching.masks import lost_in_packing
 from grpo_plugin.batching.plan import PackedLayout, PaddedLayout
 from grpo_plugin.batching.ranks import Ranks
-from grpo_plugin.batching.trial import _lost_mask
 from grpo_plugin.batching.trial_rows import Lengths, TrialRows
 from grpo_plugin.batching.varlen import VarlenKernel
 from tests.grpo_plugin.batching.test_attention import first_on_first, one_too_wide
@@ -111,10 +111,10 @@ def test_masks_that_say_more_than_causality_and_window_are_found() -> None:
     additive = torch.zeros(1, 1, 6, 6).masked_fill(~causal, torch.finfo(torch.float32).min)
     config = make_model("llama").config
     for fine in (call(None, 6), call(causal, 6), call(windowed, 6, window=3), call(additive, 6)):
-        assert _lost_mask(fine, config) is None
+        assert lost_in_packing([fine], config) is None
     biased = additive - torch.arange(6.0)
     for lost in (call(windowed, 6), call(chunked, 6), call(causal, 6, window=3), call(biased, 6)):
-        assert "an attention mask says more" in str(_lost_mask(lost, config))
+        assert "an attention mask says more" in str(lost_in_packing([lost], config))
 
 
 def test_one_rank_with_a_problem_makes_all_pad(caplog: pytest.LogCaptureFixture) -> None:
@@ -126,7 +126,21 @@ def test_one_rank_with_a_problem_makes_all_pad(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.WARNING):
         layout = layout_of(make_model("llama"), ranks=Ranks(0, 2, gather), shares=False)
     assert isinstance(layout, PaddedLayout)
-    assert "another rank" in caplog.text
+    assert "another rank found a problem" in caplog.text
+
+
+def test_an_error_in_the_backward_of_packed_rows_is_a_reason_and_not_a_crash(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model("llama")
+
+    def refuse(module: Any, args: Any, output: Any) -> Any:
+        packed = output[0].shape[0] == 1 and output[0].shape[1] > 40
+        if packed and output[0].requires_grad:
+            output[0].register_hook(lambda gradient: 1 / 0)
+
+    model.model.layers[0].self_attn.register_forward_hook(refuse)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(layout_of(model), PaddedLayout)
+    assert "packed rows raise ZeroDivisionError" in caplog.text
 
 
 # ----------------------------------------------------------------------------------------- kernels of variable length
