@@ -122,7 +122,9 @@ class RemoteGRPOConfig(GRPOConfig):
         default="reference",
         metadata={
             "help": "What the KL term of weight beta pulls towards: 'reference', the reference model, as in TRL; or "
-            "'old', the policy that sampled the completions, which needs no reference model in memory.",
+            "'old', the policy that sampled the completions, which needs no reference model in memory. With TRL's "
+            "use_bias_correction_kl (on by default) and token-level ratios that is exactly KL(policy‖old policy); it "
+            "is 0 where a generation is trained on in one optimizer step.",
             "choices": list(KL_ANCHORS),
         },
     )
@@ -131,7 +133,8 @@ class RemoteGRPOConfig(GRPOConfig):
         metadata={
             "help": "Whether forwards run in micro-batches of tokens: rows without advantage are left out where that "
             "is exact, the others are sorted by length, trimmed or packed, and spread over ranks so that all finish "
-            "together. Gradients are TRL's up to rounding. False is TRL's own micro-batches, number for number."
+            "together. Gradients are TRL's up to rounding; groups of equal rewards have advantage 0 exactly. False is "
+            "TRL's own micro-batches, number for number."
         },
     )
     max_tokens_per_micro_batch: int | None = field(
@@ -161,8 +164,9 @@ class RemoteGRPOConfig(GRPOConfig):
         default=0,
         metadata={
             "help": "1 generates the next batch while the service scores this one, so that a step costs the longer of "
-            "scoring and of its own work, not their sum. A batch is then trained on one update after it was sampled, "
-            "with ratios against the policy that sampled it. 0 is on policy.",
+            "scoring and of its own work, not their sum. A generation is then trained on after the updates of the one "
+            "before it, with ratios against the policy that sampled it; the first of each epoch is not ahead. 0 is on "
+            "policy.",
             "choices": [0, 1],
         },
     )

@@ -24,7 +24,6 @@ class DropFailedTrainer(KLAnchorTrainer):
     """TRL's trainer in which the rows `_dropped_R` of a generation do not count."""
 
     _dropped_R: torch.Tensor | None = None
-    _zero_std = 0.0
     _step_rows = (0.0, 0.0)  # of the optimizer step so far, over all ranks: its rows, and the survivors
     _empty_steps: SkipEmptySteps | None = None  # set where rows may leave at all
 
@@ -39,8 +38,6 @@ class DropFailedTrainer(KLAnchorTrainer):
                 f"loss {self.loss_type!r} is a mean over the survivors of a generation, not of the optimizer step: "
                 "under DeepSpeed that takes steps_per_generation to be a multiple of gradient_accumulation_steps"
             )
-        if self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch":
-            self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_std
 
     @property
     def _mode(self) -> str:
@@ -85,6 +82,13 @@ class DropFailedTrainer(KLAnchorTrainer):
                     if parameter.grad is not None:
                         parameter.grad.mul_(rows / kept)
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # After the optimizer step, which is when a step without an update has become one.
+        metrics = self._metrics["train"]
+        if self._empty_steps is not None and self.model.training and metrics:
+            metrics["reward/steps_without_update"] = [self._empty_steps.count]
+        super().log(logs, start_time)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if self._empty_steps is not None and self.model.training:

@@ -1,8 +1,8 @@
 """`RemoteGRPOTrainer`: TRL's GRPOTrainer, with scores from a reward service.
 
-Short overrides around `super()`, each calling a room beside this one: `connection` (the service), `groups` (whole
-groups out of rows), `rewards` (submit, collect, agree), `provenance`. With no service named, every override hands
-straight on to TRL.
+Short overrides around `super()`, which call the modules of `grpo_plugin.rewards`: `connection` (the service), `groups`
+(whole groups out of rows), `collect` (submit the groups, collect the scores), `provenance`. Without a service every
+override only calls TRL's method.
 
 One step, and where TRL 1.16's GRPOTrainer calls what:
 
@@ -39,7 +39,7 @@ from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFail
 from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_groups
 from grpo_plugin.rewards.outcome import Outcome
 from grpo_plugin.rewards.policies import Raise, policy_of
-from grpo_plugin.rewards.survivors import leave_out, zero_std_share
+from grpo_plugin.rewards.survivors import leave_out
 from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.observability import tracing
@@ -54,7 +54,8 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
     Takes all that TRL's trainer takes. `args` is a RemoteGRPOConfig, or a plain GRPOConfig (then every feature of ours
     is at its default, and this is TRL's trainer number for number). With `args.reward_endpoint` or `args.reward_config`
     set, each scorer of the service becomes one more reward function after the local `reward_funcs`, which may be left
-    out; the service's weights apply unless `args.reward_weights` names one for every function.
+    out; the service's weights apply unless `args.reward_weights` names one for every function. Groups whose rewards are
+    all equal have advantages of exactly 0, unless `token_batches` is off.
 
     **KL.** TRL's term, the estimator k3 of Schulman (2020) as in eq. 4 of the GRPO paper (arXiv:2402.03300),
 
@@ -62,7 +63,11 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
 
     takes the reference model for the anchor π_a. With `kl_anchor="old"` it takes π_old, the policy that sampled, as the
     method's source text has it: no reference model is loaded, and on the first update after sampling, where π_θ is
-    π_old, term and gradient are exactly zero.
+    π_old, term and gradient are exactly zero. TRL 1.16 multiplies the term by π_θ(o) / π_old(o) if
+    `use_bias_correction_kl` is set, which is its default; with `importance_sampling_level="token"` the expectation of
+    the term over what π_old samples is then exactly KL(π_θ‖π_old):
+
+        E[ (π_θ/π_old) · ( π_old/π_θ + log( π_θ/π_old ) − 1 ) ] = 1 + KL(π_θ‖π_old) − 1.
 
     Raises, on every rank together: ConfigError, ScorerLoadError, UnavailableError, WireVersionError when made;
     ScoringFailedError in a step in which a score failed.
@@ -229,8 +234,6 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
         if failed_BGS.any():
             least = setting(self.args, "min_group_size")
             rewards_RS, self._dropped_R = leave_out(rewards_RS, self._remote, failed_BGS, self._policy, least)
-            weights_S = self.reward_weights.to(rewards_RS.device)
-            self._zero_std = zero_std_share(rewards_RS, weights_S, self._dropped_R, layout.group_size)
             self._metrics[self._mode]["reward/dropped"].append(int(self._dropped_R.sum()))
         return rewards_RS
 
@@ -264,8 +267,6 @@ class RemoteGRPOTrainer(ScoreAheadTrainer):
             self._pending_metrics[name].extend(values)
         for name, values in outcome.extra_N().items():
             self._pending_extra_logs[name].extend(values)
-        assert self._empty_steps is not None
-        metrics["reward/steps_without_update"] = [self._empty_steps.count]
 
     def _accept_or_refuse_change(self) -> None:
         """The service came back as another: an error that says what changed or, if allowed, a note of the step."""
