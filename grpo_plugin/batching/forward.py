@@ -48,6 +48,7 @@ def packed_forward(
     if index is None:
         rows = read_rows(input_ids, attention_mask, width)
         (index,) = packing_indices([(rows, input_ids.shape[1] - width, width)], layout, input_ids.device)
+    assert index.index.shape == (len(input_ids), width), "the indices are of another micro-batch"
     packed = index.pack(input_ids)
     if is_compiled_module(model):
         logger.warning_once(
