@@ -15,6 +15,7 @@ Legend: N rows on this rank, R rows over all ranks, T tokens.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -111,7 +112,7 @@ class StepRows:
         `sequence_ratios` says that the ratios which correct for the sampling engine are those of whole completions.
         """
         merged = _merged(batches, sequence_ratios)
-        if not ranks.all(merged is not None):
+        if not _can_be_exchanged(merged, ranks):
             return None
         assert merged is not None
         fields, values = merged
@@ -159,6 +160,14 @@ def _merged(batches: Sequence[dict[str, Any]], sequence_ratios: bool) -> tuple[F
         return None
     fields = {known[name]: torch.cat([batch[name] for batch in batches]) for name in names if name in known}
     return fields, {name: batches[0][name] for name in names if name in _STEP_VALUES}
+
+
+def _can_be_exchanged(merged: tuple[Fields, dict[str, Any]] | None, ranks: Ranks) -> bool:
+    """Whether the rows of all ranks are known here and have the same fields, of the same types."""
+    kinds = [] if merged is None else sorted(f"{name} {value.dtype}" for name, value in merged[0].items())
+    own = torch.tensor([zlib.crc32(" ".join(kinds).encode()) if kinds else -1], device=ranks.device)
+    everyones = ranks.gather(own)
+    return bool((everyones == everyones[0]).all()) and merged is not None
 
 
 def _named_as_trl(fields: Fields) -> Fields:

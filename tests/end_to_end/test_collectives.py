@@ -27,7 +27,7 @@ ARGS = {
     "disable_tqdm": True,
     "use_cpu": True,
     "bf16": False,
-    "gradient_checkpointing": False,
+    "activation_checkpointing": False,
     "ddp_timeout": 30,  # seconds after which a rank that waits for another fails
     "reward_timeout_s": 20.0,
 }
@@ -47,4 +47,4 @@ def test_two_ranks_start_the_same_collectives_for_every_loss_kl_term_and_plan(ti
         runs_fillers = case.endswith(", fillers") and not case.startswith("bnpo")  # whose micro-batches stay TRL's
         assert (of_ranks[0] == 0 and of_ranks[1] > 0) if runs_fillers else of_ranks == [0, 0], (case, of_ranks)
     counts = Counter(line.split("\t")[0] for line in first)
-    assert min(counts.values()) >= 4, "each case must have run collectives at all"
+    assert min(counts.values()) >= 3, "each case exchanges its table of rows, says which fields it has, and logs"

@@ -80,6 +80,11 @@ def flaky(completions: list[Any], **_: Any) -> list[float]:
     return vowels(completions)
 
 
+def flaky_and_solved(completions: list[Any], **_: Any) -> list[float]:
+    """Fails as `flaky` does, and gives 1 to all others."""
+    return [1.0] * len(flaky(completions))
+
+
 def signal_in_half(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
     """Groups of prompts that end in an even digit are all alike: half of them carry no signal."""
     scores = vowels(completions)

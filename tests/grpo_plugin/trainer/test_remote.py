@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import trl
 import yaml
-from datasets import Dataset
-from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
@@ -27,52 +24,11 @@ from reward_server.errors import ConfigError, InvalidGroupError, ScoringFailedEr
 from tests.conftest import function
 from tests.support import scoring
 from tests.support.builders import make_dataset
+from tests.support.training import ONE_MICRO_BATCH, largest_difference, moved, remote, stock, train
 
 pytestmark = pytest.mark.slow
 
-ARGS = {
-    "max_steps": 5,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 12,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "bf16": False,
-    "activation_checkpointing": False,
-}
-
 Serve = Callable[..., Any]
-
-
-def train(
-    cls: type, model: str, args: GRPOConfig, rewards: Any = None, data: Dataset | None = None, **more: Any
-) -> Any:
-    trainer = cls(model, reward_funcs=rewards, args=args, train_dataset=data or make_dataset(), **more)
-    trainer.train()
-    return trainer
-
-
-def remote(tmp_path: Path, server: Any = None, **changes: Any) -> RemoteGRPOConfig:
-    endpoint = {} if server is None else {"reward_endpoint": server.endpoint}
-    return RemoteGRPOConfig(str(tmp_path / "ours"), **{**ARGS, "token_batches": False, **endpoint, **changes})
-
-
-def stock(tmp_path: Path, **changes: Any) -> GRPOConfig:
-    return GRPOConfig(str(tmp_path / "stock"), **{**ARGS, **changes})
-
-
-def largest_difference(a: Any, b: Any) -> float:
-    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
-    return max((x - y).abs().max().item() for x, y in pairs)
-
-
-def moved(trainer: Any, model: str) -> bool:
-    start = AutoModelForCausalLM.from_pretrained(model).state_dict()
-    return any(not torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------------------- as TRL, when off
@@ -84,7 +40,7 @@ def test_with_local_rewards_only_the_weights_are_those_of_stock_trl(
 ) -> None:
     rewards = [scoring.vowels, scoring.even_length]
     off = {"token_batches": False} if config is RemoteGRPOConfig else {}
-    args = config(str(tmp_path / "ours"), **ARGS, **off, beta=0.04)
+    args = config(str(tmp_path / "ours"), **ONE_MICRO_BATCH, **off, beta=0.04)
     ours = train(RemoteGRPOTrainer, tiny_model, args, list(rewards))
     theirs = train(GRPOTrainer, tiny_model, stock(tmp_path, beta=0.04), list(rewards))
     assert moved(ours, tiny_model)
@@ -367,7 +323,7 @@ def test_a_deadline_that_would_outlast_the_process_group_is_refused_with_both_nu
         world_size = 2  # what a launcher would have said
 
     with pytest.raises(ValueError, match=r"reward_timeout_s \(300\) would outlast.*ddp_timeout \(120\)"):
-        OnTwoRanks(str(tmp_path), **{**ARGS, "ddp_timeout": 120})
+        OnTwoRanks(str(tmp_path), **{**ONE_MICRO_BATCH, "ddp_timeout": 120})
 
 
 def test_a_plain_config_has_our_defaults() -> None:
@@ -377,4 +333,4 @@ def test_a_plain_config_has_our_defaults() -> None:
 
 def test_a_plain_config_has_trls_own_micro_batches(tmp_path: Path) -> None:
     assert setting(stock(tmp_path), "token_batches") is False
-    assert setting(RemoteGRPOConfig(str(tmp_path), **ARGS), "token_batches") is True
+    assert setting(RemoteGRPOConfig(str(tmp_path), **ONE_MICRO_BATCH), "token_batches") is True

@@ -17,9 +17,9 @@ from grpo_plugin import RemoteGRPOTrainer
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import InvalidGroupError
 from tests.conftest import function as server_function
-from tests.grpo_plugin.trainer.test_remote import remote
 from tests.reward_server.serving.test_service import LENGTH, function, served
 from tests.support.builders import make_dataset, make_group
+from tests.support.training import remote
 
 
 @pytest.fixture(scope="module")
