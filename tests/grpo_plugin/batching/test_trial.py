@@ -60,6 +60,20 @@ def test_models_that_carry_state_along_the_sequence_are_not_packed(
     assert "for this model" in caplog.text
 
 
+@pytest.mark.parametrize("scale", [0.02, 0.2])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", ["biogpt", "gpt2"])
+def test_models_whose_positions_count_padding_keep_trls_padding(
+    kind: str, precision: str, scale: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model(
+        kind, initializer_range=scale, **({"n_embd": 32, "n_layer": 2, "n_head": 2} if kind == "gpt2" else {})
+    )
+    with caplog.at_level(logging.WARNING):
+        assert layout_of(model, precision) is None
+    assert "log-probabilities depend on padding" in caplog.text
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_window_that_only_the_mask_tells_of_is_not_packed(precision: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
