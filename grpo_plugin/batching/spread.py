@@ -81,13 +81,13 @@ def spread(work: Work, ranks: int) -> Spread:
     search.run()
     best = best.or_if_clearly_faster(search.state())
     if not search.state().even:
-        again = _Search(replace(work, rank_M=_dealt(work, ranks)), ranks)
+        again = _Search(replace(work, rank_M=dealt(work, ranks)), ranks)
         again.run()
         best = best.or_if_clearly_faster(again.state())
     return best
 
 
-def _dealt(work: Work, ranks: int) -> Ints:
+def dealt(work: Work, ranks: int) -> Ints:
     """All units in parts of about equal cost, each part on a rank that holds much of it."""
     _, first, unit_M = np.unique(work.unit_M, return_index=True, return_inverse=True)
     cost_U = sums(unit_M, work.weight_M, len(first)) + work.fixed_M[first]

@@ -107,7 +107,7 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
-        span, trace = tracing.begun("reward.score", names_of(group))
+        span, trace = tracing.start_client_span("reward.score", names_of(group))
         attempts = Attempts(
             lambda remaining_s: session.stub.ScoreGroup.future(
                 request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata() + trace
@@ -119,7 +119,7 @@ class RewardClient(BaseClient):
         )
         attempts.start()
         future.add_done_callback(lambda f: attempts.cancel() if f.cancelled() else None)
-        future.add_done_callback(lambda f: tracing.ended(span, CancelledError() if f.cancelled() else f.exception()))
+        future.add_done_callback(lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception()))
         return future
 
     def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
@@ -269,7 +269,7 @@ class AsyncRewardClient(BaseClient):
             request,
             timeout=max(0.0, deadline - began),
             wait_for_ready=True,
-            metadata=self.metadata() + tracing.carried(),
+            metadata=self.metadata() + tracing.trace_metadata(),
         )
         self._retries.answered(time.monotonic() - began)
         return response

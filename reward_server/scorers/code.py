@@ -51,7 +51,7 @@ from reward_server.sandbox.attacks import check_that_it_runs, not_stopped
 from reward_server.sandbox.backends import BACKENDS
 from reward_server.sandbox.pool import Runners
 from reward_server.sandbox.runs import End, Limits, Outcome, Plan, Run, SandboxError, UnusableTestError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of
 from reward_server.scorers.code_tests import CodeTest, normal, program_of, read_tests
 from reward_server.types import Group, Score, Status
 
@@ -124,7 +124,7 @@ class CodeScorer(Scorer[CodeOptions]):
     """The share of tests that a completion's program passes."""
 
     Options = CodeOptions
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
     deterministic = False  # a program may read the clock or run into a limit on a busy machine
 
     def __init__(self, options: CodeOptions):

@@ -42,7 +42,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from reward_server.errors import InvalidGroupError, ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, to_score
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, to_score
 from reward_server.scorers.loading import did_you_mean, find_path
 from reward_server.scorers.registry import build, parse_options
 from reward_server.scorers.statistics import Statistics, add_to_file, read_statistics
@@ -147,7 +147,7 @@ class CompositeScorer(Scorer[CompositeOptions]):
     """One score out of those of its parts, which the service runs."""
 
     Options = CompositeOptions
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
 
     def __init__(self, options: CompositeOptions):
         super().__init__(options)

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Scorer, ScorerOptions
+from reward_server.scorers.base import ExecutorKind, Scorer, ScorerOptions
 from reward_server.types import Status
 
 log = logging.getLogger("reward_server")
@@ -314,7 +314,7 @@ OptionsT = TypeVar("OptionsT", bound=EngineOptions)
 class EngineScorer(Scorer[OptionsT]):
     """What scorers share that ask an engine: they wait on the event loop, and end what is late by themselves."""
 
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
     engine: Engine
 
     def load(self) -> None:

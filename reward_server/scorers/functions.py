@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, JsonValue, field_validator
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, to_scores
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, to_scores
 from reward_server.scorers.loading import (
     did_you_mean,
     is_async_callable,
@@ -117,7 +117,7 @@ class _CallableScorer(Scorer[FunctionOptions]):
         named = load_attribute(self.options.function, self.options.base_dir)
         self._function = self._made(named) if self.options.factory else self._checked(named)
         self._version = source_digest(named, self._function)
-        if self.place is Place.LOOP and not is_async_callable(self._function):
+        if self.place is ExecutorKind.LOOP and not is_async_callable(self._function):
             raise ScorerLoadError(
                 f"{self.options.function} is not async and would block the server's event loop; make it an async def, "
                 "or set place to thread or worker"
@@ -149,9 +149,9 @@ class _CallableScorer(Scorer[FunctionOptions]):
         if not inspect.isawaitable(values):
             return log.result(values)
         answer = _awaited(values, log)
-        if self.place is Place.LOOP:
+        if self.place is ExecutorKind.LOOP:
             return answer
-        if self.place is Place.THREAD:  # many of them, and an event loop belongs to one
+        if self.place is ExecutorKind.THREAD:  # many of them, and an event loop belongs to one
             return asyncio.run(answer)
         # One loop for good, since a client of the user's lives on the loop that it was first used in.
         self._runner = self._runner or asyncio.Runner()
@@ -240,11 +240,11 @@ class FunctionScorer(_CallableScorer):
         return {name: value for name, value in arguments.items() if name in self._parameters}
 
 
-def _place(options: FunctionOptions) -> Place:
+def _place(options: FunctionOptions) -> ExecutorKind:
     if options.place != "auto":
-        return Place(options.place)
+        return ExecutorKind(options.place)
     is_async = not options.factory and is_async_function(options.function, options.base_dir)
-    return Place.LOOP if is_async else Place.WORKER
+    return ExecutorKind.LOOP if is_async else ExecutorKind.WORKER
 
 
 def _not_loaded(*_: Any, **__: Any) -> Any:

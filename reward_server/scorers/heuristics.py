@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_scores
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_scores
 from reward_server.types import Group
 
 Unit = Literal["chars", "words", "tokens"]
@@ -25,7 +25,7 @@ OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
 
 
 class _Heuristic(Scorer[OptionsT]):
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
 
     def score(self, group: Group) -> Result:
         return Result(to_scores(self.values(group), len(group)))
@@ -100,7 +100,7 @@ class RegexScorer(_Heuristic[RegexOptions]):
     """1.0 where the pattern matches, 0.0 elsewhere. In a worker, since a pattern can backtrack for ever."""
 
     Options = RegexOptions
-    place = Place.WORKER
+    place = ExecutorKind.WORKER
 
     def values(self, group: Group) -> list[float]:
         flags = re.RegexFlag(0)
@@ -139,7 +139,7 @@ class MatchScorer(_Heuristic[MatchOptions]):
 
     def __init__(self, options: MatchOptions):
         super().__init__(options)
-        self.place = Place.LOOP if options.extract is None else Place.WORKER
+        self.place = ExecutorKind.LOOP if options.extract is None else ExecutorKind.WORKER
 
     @property
     def required_columns(self) -> tuple[str, ...]:

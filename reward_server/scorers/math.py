@@ -37,7 +37,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_score
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_score
 from reward_server.scorers.math_limits import OutOfTimeError, cpu_limit, is_affordable
 from reward_server.types import Group, Score, Status
 
@@ -96,7 +96,7 @@ class MathScorer(Scorer[MathOptions]):
     """1.0 where the completion's final answer equals the gold one, 0.0 elsewhere."""
 
     Options = MathOptions
-    place = Place.WORKER
+    place = ExecutorKind.WORKER
 
     def __init__(self, options: MathOptions):
         super().__init__(options)

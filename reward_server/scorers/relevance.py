@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_score
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_score
 from reward_server.scorers.loading import find_path, user_traceback
 from reward_server.types import Content, Group, Score, Status
 
@@ -64,7 +64,7 @@ class RelevanceScorer(Scorer[RelevanceOptions]):
     to the precision of `dtype` else)."""
 
     Options = RelevanceOptions
-    place = Place.THREAD
+    place = ExecutorKind.THREAD
 
     def __init__(self, options: RelevanceOptions):
         super().__init__(options)

@@ -167,6 +167,7 @@ class RewardServer:
         # By default two servers that are started on one port silently share its traffic.
         shares = ("grpc.so_reuseport", int(self._shares_ports))
         quotas = Quotas(self._config.quotas)
+        self._current.scorers.observe(self.metrics)
         self.metrics.follow(self._counters)  # now that they are loaded: a page is made in another thread
         self._service = RewardService(
             self._current, self._security, self._admission, self.metrics, quotas, self._records
@@ -202,6 +203,7 @@ class RewardServer:
         """Has groups scored by what was prepared, each that comes from now on. Those in flight finish on the old."""
         limits = prepared.config.limits
         self._admission.resize(limits.max_queued_completions, limits.max_queued_bytes)
+        prepared.scorers.observe(self.metrics)
         self._current.switch(prepared.scorers)
         self._config = prepared.config
 

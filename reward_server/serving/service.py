@@ -22,7 +22,7 @@ import grpc.aio
 
 from reward_server import wire
 from reward_server.errors import GroupTooLargeError, OverloadedError, RewardServerError, UnavailableError, code_of
-from reward_server.execution import fair_queue as fair
+from reward_server.execution.fair_queue import current_caller
 from reward_server.observability import logs, tracing
 from reward_server.observability.metrics import Metrics
 from reward_server.observability.records import Records
@@ -128,7 +128,7 @@ class RewardService:
             group = wire.parse_group(request)
             call.names = {"run_id": group.run_id, "step": group.step, "group_id": group.group_id}
             logs.call.set(call.names)
-            fair.caller.set((group.run_id, call.caller))
+            current_caller.set((group.run_id, call.caller))
             scorers.admit(group)
             self._quotas.take(call.token_name, len(group))
             return await self._score_once(request, group, scorers)
@@ -148,10 +148,10 @@ class RewardService:
             flight.land(None)
 
     async def _score(self, request: bytes, group: Group, scorers: ScorerSet) -> bytes:
-        with self._admission.admitted(len(group), len(request), fair.caller.get()):
+        with self._admission.admitted(len(group), len(request), current_caller.get()):
             self._metrics.queued(1, len(group), len(request))
             try:
-                scores = await scorers.score(group, self._metrics)
+                scores = await scorers.score(group)
             finally:
                 self._metrics.queued(-1, -len(group), -len(request))
         if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from reward_server.config import config_from_mapping
+from reward_server.evaluation.cases import read_cases
 from tests.support.pages import Block, Reader, blocks_of
 
 ROOT = Path(__file__).parents[2]
@@ -60,15 +61,15 @@ def test_a_page_runs_as_a_reader_follows_it(name: str, reader: Reader) -> None:
         if block.language == "python":
             reader.run_python(block)
         for command in block.commands if block.language == "bash" else []:
-            run(command, reader)
+            run(command, reader, block.exit_code)
 
 
-def run(command: str, reader: Reader) -> None:
+def run(command: str, reader: Reader, exit_code: int) -> None:
     if command.startswith("make "):  # setting up and testing is what CI does with the very commands
         target = command.split()[1]
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no make target {target}"
     else:
-        reader.run_command(command)
+        reader.run_command(command, exit_code)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,11 +77,19 @@ def test_the_configurations_on_a_page_are_ones_that_the_server_reads(name: str, 
     for block in blocks_of(ROOT / name):
         if block.language == "yaml" and not block.not_run:
             mapping = yaml.safe_load(block.text)
+            if isinstance(mapping, list):
+                read_cases([saved(block, tmp_path)])
+                continue
             assert isinstance(mapping, dict), block.text
             assert set(mapping) & SERVER_KEYS, f"{name}: what is this YAML for?\n{block.text}"
             config_from_mapping(completed(mapping), tmp_path, name)
         if block.language == "toml":
             tomllib.loads(block.text)
+
+
+def saved(block: Block, folder: Path) -> Path:
+    (path := folder / "cases.yaml").write_text(block.text)
+    return path
 
 
 def completed(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Pages of Markdown as tests see them: their code blocks, and the running of a page as a reader would follow it.
 
 A comment before a block says what it is: `<!-- file: NAME -->`, the reader saves it under this name;
-`<!-- not run here: REASON -->`, it needs what this machine lacks.
+`<!-- not run here: REASON -->`, it needs what this machine lacks; `<!-- exits with N -->`, as its commands do.
 
 Knows nothing of what the pages are about. Hub names in the pages are folders of the working folder, which libraries
 look at first, so code runs as it stands but for what ON_THIS_MACHINE says.
@@ -29,19 +29,21 @@ def _free_port() -> str:
 
 
 _BLOCK = re.compile(
-    r"(?:<!-- (?P<mark>file|not run here): (?P<value>.+?) -->\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$",
+    r"(?:<!-- (?P<mark>file:|not run here:|exits with) (?P<value>.+?) -->\n)?"
+    r"^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language and text, the name under which a reader saves it, why it is not run here."""
+    """A fenced block: language, text, the name under which a reader saves it, why it is not run, how commands exit."""
 
     language: str
     text: str
     file: str | None
     not_run: str | None
+    exit_code: int = 0
 
     @property
     def commands(self) -> list[str]:
@@ -54,7 +56,8 @@ def blocks_of(page: Path) -> list[Block]:
     found = []
     for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
         marks = {match["mark"]: match["value"]}
-        found.append(Block(match["language"], match["text"], marks.get("file"), marks.get("not run here")))
+        code = int(marks.get("exits with", 0))
+        found.append(Block(match["language"], match["text"], marks.get("file:"), marks.get("not run here:"), code))
     return found
 
 
@@ -77,13 +80,13 @@ class Reader:
         code = [block.file] if block.file else ["-c", self._here(block.text)]
         self._run([sys.executable, *code])
 
-    def run_command(self, command: str) -> None:
+    def run_command(self, command: str, exit_code: int = 0) -> None:
         words = shlex.split(self._here(command), comments=True)
         words[0] = str(Path(sys.executable).parent / words[0])
         if words[1:2] == ["serve"]:
             self._serve(words)
         else:
-            self._run(words)
+            self._run(words, exit_code)
 
     def close(self) -> None:
         for server in self._servers:
@@ -99,12 +102,12 @@ class Reader:
         assert server.stdout is not None
         assert any(line.startswith("on ") for line in server.stdout), f"{shlex.join(words)} did not start"
 
-    def _run(self, words: list[str]) -> None:
+    def _run(self, words: list[str], exit_code: int = 0) -> None:
         run = subprocess.run(
             words, cwd=self.folder, env=self._env, capture_output=True, text=True, timeout=200, check=False
         )
         said = f"{shlex.join(words)[:300]} ended with {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
-        assert run.returncode == 0, said
+        assert run.returncode == exit_code, said
 
     def _here(self, text: str) -> str:
         for written, here in {DEFAULT_PORT: self.port, **ON_THIS_MACHINE}.items():

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +84,136 @@ def test_every_row_is_computed_once_under_the_budget_in_as_many_micro_batches_on
         assert len({len(own) for own in plan}) == 1
         for batch in itertools.chain(*plan):
             assert len(batch) <= 1 or layout.tokens(found, batch) <= budget
+
+
+def anything(seed: int) -> tuple[Rows, list[int], int, int]:
+    """Rows, those to compute, ranks and a budget: groups on several ranks, idle ranks, equal rows, long ones."""
+    draw = np.random.default_rng(seed)
+    ranks, per_rank, group = int(draw.integers(1, 10)), int(draw.integers(1, 13)), int(draw.integers(1, 9))
+    count = ranks * per_rank
+    group_R = np.arange(count) // group
+    prompts = draw.integers(1, draw.choice([3, 40, 400]), count)[group_R]
+    sigma = draw.choice([0.0, 0.9, 1.8])
+    completions = np.clip(np.exp(draw.normal(3.5, sigma, count)), 0, 3000).astype(np.int64)
+    silent = draw.random(count)[group_R] < draw.choice([0.0, 0.5, 0.9])
+    rank_R = np.repeat(np.arange(ranks), per_rank)
+    found = Rows(prompts, completions, group_R * 7_919 % 4_096, rank_R)
+    return found, np.flatnonzero(~silent).tolist(), ranks, int(draw.choice([1, 60, 700, 9_000]))
+
+
+@pytest.mark.parametrize("layout", FORMS, ids=str)
+def test_whatever_the_rows_a_plan_holds_each_once_within_the_budget_and_is_no_slower_than_at_home(
+    layout: Layout,
+) -> None:
+    for seed in range(150):
+        found, members, ranks, budget = anything(seed)
+        plan = make_plan(found, members, ranks, budget, layout)
+        assert all_rows(plan) == members, seed
+        assert len(plan) == ranks, seed
+        assert len({len(own) for own in plan}) == 1, seed
+        for batch in itertools.chain(*plan):
+            assert len(batch) <= 1 or layout.tokens(found, batch) <= budget, seed
+        if layout == PACKED:
+            home = [sum(found.tokens_R[row] for row in members if found.rank_R[row] == rank) for rank in range(ranks)]
+            assert makespan(found, plan, layout) <= max(home), seed
+
+
+def test_every_process_makes_the_same_plan() -> None:
+    # Hash seeds, the order of sets and the number of threads differ between processes; plans must not.
+    script = (
+        "from tests.grpo_plugin.batching.test_plan import *; import hashlib;"
+        "plans = [make_plan(*anything(seed), layout) for seed in range(40) for layout in FORMS];"
+        "print(hashlib.sha256(repr(plans).encode()).hexdigest())"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads},
+            cwd=Path(__file__).parents[3],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed, threads in (("1", "1"), ("2", "4"))
+    ]
+    assert found[0] == found[1]
+
+
+def test_numbers_of_numpy_and_of_python_make_the_same_plan() -> None:
+    found, members, ranks, budget = anything(5)
+    assert make_plan(found, members, ranks, budget, SHARED) == make_plan(
+        found,
+        np.array(members),  # type: ignore[arg-type]
+        ranks,
+        budget,
+        SHARED,
+    )
+    assert all(type(row) is int for own in make_plan(found, members, ranks, budget, SHARED) for b in own for row in b)
+
+
+def dealt_anew(found: Rows, members: Sequence[int], ranks: int, layout: Layout) -> float:
+    """The slowest rank where all rows are dealt out, longest first: whole groups, halves, …, single rows, the best."""
+    best = math.inf
+    size = len(members)
+    while size:
+        units = []
+        for number in sorted({int(found.prompt_R[row]) for row in members}):
+            family = [row for row in members if found.prompt_R[row] == number]
+            family.sort(key=lambda row: -found.completion_tokens_R[row])
+            parts = -(-len(family) // size)
+            units += [family[part::parts] for part in range(parts)]
+        costs = [layout.cost(found, unit) for unit in units]
+        best = min(best, max(sum(costs[unit] for unit in part) for part in balanced(costs, ranks)))
+        size //= 2
+    return best
+
+
+@pytest.mark.parametrize("layout", [PACKED, SHARED, PackedLayout(attention=1e-4, shares=True)], ids=str)
+@pytest.mark.parametrize(("ranks", "rows_a_rank"), [(2, 8), (4, 4), (8, 8), (8, 12), (8, 64)])
+def test_ranks_finish_as_early_as_if_all_rows_had_been_dealt_out_anew(
+    layout: Layout, ranks: int, rows_a_rank: int
+) -> None:
+    ratios = []
+    for seed in range(12 if rows_a_rank < 64 else 2):
+        draw = np.random.default_rng(seed)
+        count = ranks * rows_a_rank
+        completions = np.clip(np.exp(draw.normal(5.5, 0.9, count)), 1, 4096).astype(np.int64)
+        group_R = np.arange(count) // 8
+        prompts = draw.integers(50, 400, count)[group_R]
+        found = Rows(prompts, completions, group_R, np.repeat(np.arange(ranks), rows_a_rank))
+        plan = make_plan(found, range(count), ranks, 10**9, layout)
+        ratios.append(makespan(found, plan, layout) / dealt_anew(found, range(count), ranks, layout))
+    assert max(ratios) < 1.08
+    assert sum(ratios) / len(ratios) < 1.021
+
+
+@pytest.mark.parametrize(("ranks", "most"), [(8, 16), (64, 120)])
+def test_few_rows_move_until_the_slowest_rank_is_within_two_percent_of_the_mean(ranks: int, most: int) -> None:
+    draw = np.random.default_rng(1)
+    completions = np.clip(np.exp(draw.normal(5.3, 0.6, 64 * ranks)), 1, 1024).astype(np.int64)
+    found = plain(*completions.tolist(), prompt=40, ranks=ranks)
+    plan = make_plan(found, range(64 * ranks), ranks, 10**9, PACKED)
+    moved = [row for rank, own in enumerate(plan) for batch in own for row in batch if found.rank_R[row] != rank]
+    assert 0 < len(moved) <= most
+    assert makespan(found, plan, PACKED) <= 1.021 * found.tokens_R.sum() / ranks
+
+
+def test_groups_stay_whole_where_that_is_enough() -> None:
+    # 4 groups of 4 on the first rank, none on the second: two whole groups move, and no prompt is computed twice.
+    found = rows(*[(row // 4, 500, 20) for row in range(16)], *[(9, 500, 20) for _ in range(16)], ranks=2)
+    plan = make_plan(found, range(16), 2, 10_000, SHARED)
+    for own in plan:
+        assert [len({row // 4 for row in batch}) for batch in own] == [2]
+        assert len(own[0]) == 8
+
+
+def test_a_group_that_lies_on_two_ranks_comes_together_where_that_is_faster() -> None:
+    # Each rank holds a whole group and half of another; apart, the prompt of 1,000 is computed on both.
+    numbers = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    found = rows(*[(number, 1000 if number == 1 else 480, 10) for number in numbers], ranks=2)
+    plan = make_plan(found, range(12), 2, 100_000, SHARED)
+    assert makespan(found, plan, SHARED) < 1_200
+    assert sum({4, 5, 6, 7} <= set(itertools.chain(*own)) for own in plan) == 1
 
 
 def test_a_plan_without_rows_is_one_empty_micro_batch_on_each_rank() -> None:

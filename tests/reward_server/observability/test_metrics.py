@@ -18,7 +18,7 @@ import pytest
 from reward_server import wire
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError
-from reward_server.execution.results import Timed
+from reward_server.execution.results import TimedResult
 from reward_server.observability.metrics import Metrics
 from reward_server.scorers.base import Result, to_scores
 from reward_server.serving.server import RewardServer
@@ -159,13 +159,12 @@ def test_plain_counters_of_others_are_taken_over_and_go_on_after_a_reload() -> N
 
 PROCESS = """
 from reward_server.observability.metrics import Metrics
-from reward_server.execution.results import Timed
+from reward_server.execution.results import TimedResult
 from reward_server.scorers.base import Result, to_scores
 metrics = Metrics()
 metrics.call_began("ScoreGroup")
 metrics.call_ended("ScoreGroup", "OK", 0.1)
-with metrics.scoring("short") as note:
-    note(Timed(Result(to_scores([1.0, 2.0], 2)), 0.1, 0.2))
+metrics.of_scorer("short").scored(TimedResult(Result(to_scores([1.0, 2.0], 2)), 0.1, 0.2))
 """
 
 
@@ -185,8 +184,7 @@ def test_processes_that_share_a_folder_have_one_page(tmp_path: Path) -> None:
 
 def test_a_status_counts_each_completion_of_its_own() -> None:
     metrics = Metrics()
-    with metrics.scoring("s") as note:
-        note(Timed(Result(to_scores([1.0, None, float("nan")], 3)), 0.5, 2.0))
+    metrics.of_scorer("s").scored(TimedResult(Result(to_scores([1.0, None, float("nan")], 3)), 0.5, 2.0))
     seen = Page(metrics.text())
     assert [seen("scores_total", scorer="s", status=s) for s in ("OK", "NOT_APPLICABLE", "INVALID")] == [1, 1, 1]
     assert seen("scorer_wait_seconds_sum", scorer="s") == 0.5

@@ -16,7 +16,7 @@ import pytest
 
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError, ScorerLoadError
-from reward_server.scorers.base import Place, Scorer
+from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.batched import batches
 from reward_server.scorers.classifier import aggregated
 from reward_server.scorers.registry import build, parse_options
@@ -308,7 +308,7 @@ def test_it_is_found_beside_the_configuration_and_runs_in_batches(tmp_path: Path
     save_reward_model(tmp_path / "rm")
     scorer = make("rm", base_dir=tmp_path)
     scorer.load()
-    assert scorer.place is Place.BATCH
+    assert scorer.place is ExecutorKind.BATCH
     assert scorer.deterministic
     assert scorer.version.startswith("rm@")
 

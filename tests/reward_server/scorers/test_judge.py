@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 
 from reward_server.client import RewardClient
 from reward_server.errors import ConfigError, InvalidGroupError, ScorerLoadError
-from reward_server.execution.executors import LoopPlace
+from reward_server.execution.executors import LoopExecutor
 from reward_server.launch import ServerProcess
 from reward_server.scorers.base import Result
 from reward_server.scorers.judge import JudgeScorer
@@ -474,11 +474,11 @@ class Counting:
 async def test_no_more_calls_than_allowed_are_in_flight_and_groups_stay_together() -> None:
     judge = Counting()
     with running(judge) as engine:
-        place = LoopPlace(make(engine, concurrent_calls=3, concurrent_groups=1))
-        await place.load()
+        executor = LoopExecutor(make(engine, concurrent_calls=3, concurrent_groups=1))
+        await executor.load()
         groups = [make_group(list("abcdef"), prompt=f"prompt {number}") for number in range(3)]
-        timed = await asyncio.gather(*(place.run(group) for group in groups))
-        await place.close()
+        timed = await asyncio.gather(*(executor.run(group) for group in groups))
+        await executor.close()
     assert judge.most == 3
     assert all(score.status is Status.OK for one in timed for score in one.result.scores)
     order = [texts_of(asked)["prompt"] for asked in engine.asked]

@@ -13,7 +13,7 @@ import pytest
 from reward_server.client import RewardClient
 from reward_server.errors import InvalidGroupError
 from reward_server.launch import ServerProcess
-from reward_server.scorers.base import Place, Scorer
+from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.math import final_answer
 from reward_server.scorers.math_limits import OutOfTimeError, cpu_limit
 from reward_server.scorers.registry import build, parse_options
@@ -284,6 +284,6 @@ def test_the_extracted_answers_are_logged_beside_the_completions(scorer: Scorer)
 
 
 def test_it_runs_in_a_worker_where_it_can_be_killed_and_its_version_names_math_verify(scorer: Scorer) -> None:
-    assert scorer.place is Place.WORKER
+    assert scorer.place is ExecutorKind.WORKER
     assert scorer.deterministic
     assert "math-verify-0." in scorer.version

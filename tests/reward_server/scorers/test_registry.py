@@ -12,7 +12,7 @@ from textwrap import dedent
 import pytest
 
 from reward_server.errors import ConfigError, ScorerLoadError
-from reward_server.scorers.base import Place, Scorer
+from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.registry import BUILT_IN, build, known_types, parse_options, scorer_class
 from tests.support.builders import make_group
 
@@ -181,6 +181,6 @@ def test_a_function_of_another_form_is_refused_before_anything_is_imported() -> 
 def test_building_is_cheap_and_imports_no_user_code(tmp_path: Path) -> None:
     (tmp_path / "boom.py").write_text("raise RuntimeError('imported')")
     scorer = build(parse_options({"type": "function", "name": "f", "function": "boom.py:f"}, base_dir=tmp_path))
-    assert scorer.place is Place.WORKER
+    assert scorer.place is ExecutorKind.WORKER
     with pytest.raises(ScorerLoadError, match="imported"):
         scorer.load()

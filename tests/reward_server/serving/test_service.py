@@ -19,6 +19,7 @@ from reward_server.client import AsyncRewardClient
 from reward_server.config import config_from_mapping
 from reward_server.errors import GroupTooLargeError
 from reward_server.serving import server
+from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.server import RewardServer
 from reward_server.types import Completion, Group, GroupScores, Status
 from reward_server.v1 import reward_pb2 as pb
@@ -353,10 +354,10 @@ async def test_a_lone_surrogate_in_an_exception_does_not_break_the_answer(tmp_pa
 
 
 async def test_what_is_the_servers_own_fault_tells_the_caller_nothing_and_the_log_everything(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(LENGTH) as caller:
-        del caller.server._current.scorers._by_name["short"].place  # a defect of ours
+        monkeypatch.delattr(ScorerSet, "score")  # a defect of ours
         code, details = await caller.refusal(make_group(["secret"]))
     assert code is grpc.StatusCode.INTERNAL
     assert details == "internal error; the server's log has its traceback"
