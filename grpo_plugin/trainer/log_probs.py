@@ -18,9 +18,10 @@ from accelerate.logging import get_logger
 from trl import GRPOTrainer
 
 from grpo_plugin.batching.exactness import reason_to_keep_padding
-from grpo_plugin.batching.forward import find_layout, packed_forward
+from grpo_plugin.batching.forward import PACKING, find_layout, packed_forward, with_packing
 from grpo_plugin.batching.log_prob_rows import LogProbRows
 from grpo_plugin.batching.memo import Memo
+from grpo_plugin.batching.packing import DeviceIndex
 from grpo_plugin.batching.plan import Layout, PackedLayout, Plan, make_plan
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.table import Table
@@ -35,7 +36,9 @@ class LogProbsTrainer(GRPOTrainer):
     """`trl.GRPOTrainer` whose forwards skip padding, if `args.token_batches` says so; else TRL's own, untouched."""
 
     accelerator: Any
-    _layout_found: tuple[Layout | None] | None = None  # on the class, for trainers made without __init__
+    # On the class, for trainers made without __init__.
+    _layout_found: tuple[Layout | None] | None = None
+    _packing: DeviceIndex | None = None  # of the micro-batch that is due, where it is known
 
     @property
     def _ranks(self) -> Ranks:
@@ -88,7 +91,8 @@ class LogProbsTrainer(GRPOTrainer):
         if layout is not None and not torch.is_grad_enabled() and not compute_entropy and self._ranks.all(known):
             return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
         if isinstance(layout, PackedLayout) and torch.is_grad_enabled() and known:
-            found = packed_forward(model, input_ids, attention_mask, logits_to_keep, layout, self.accelerator.autocast)
+            autocast, packing = self.accelerator.autocast, self._packing
+            found = packed_forward(model, input_ids, attention_mask, logits_to_keep, layout, autocast, packing)
             return *found, None
         return super()._get_per_token_logps_and_entropies(
             model,
@@ -117,7 +121,9 @@ class LogProbsTrainer(GRPOTrainer):
         if rows is None:
             whole = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, width, batch_size)
             return whole[0]
-        return rows.returned([self._log_probs_of(model, part) for part in rows.parts(self.pad_to_multiple_of)])
+        own = rows.plan[self._ranks.rank]
+        parts = with_packing(rows.parts(self.pad_to_multiple_of), own, rows.table.rows, self._layout)
+        return rows.returned([self._log_probs_of(model, part) for part in parts])
 
     @functools.cached_property
     def _log_prob_rows(self) -> Memo:
@@ -143,6 +149,7 @@ class LogProbsTrainer(GRPOTrainer):
         mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
         width = part["completion_ids"].shape[1]
         if isinstance(self._layout, PackedLayout):
-            return packed_forward(model, ids, mask, width, self._layout, self.accelerator.autocast)[0]
+            autocast, packing = self.accelerator.autocast, part[PACKING]
+            return packed_forward(model, ids, mask, width, self._layout, autocast, packing)[0]
         values: torch.Tensor = super()._get_per_token_logps_and_entropies(model, ids, mask, width)[0]
         return values

@@ -25,6 +25,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 
 from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
+from grpo_plugin.batching.forward import PACKING, with_packing
 from grpo_plugin.batching.memo import Memo
 from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
 from grpo_plugin.batching.plan import Layout, Plan, make_plan
@@ -173,6 +174,7 @@ class TokenBatchTrainer(LogProbsTrainer):
         budget = self._budget(self.args.per_device_train_batch_size, step_rows.table)
         plan = make_plan(step_rows.table.rows, members, self._ranks.count, budget, layout)
         micro_batches = step_rows.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
+        micro_batches = with_packing(micro_batches, plan[self._ranks.rank], step_rows.table.rows, layout)
         return micro_batches, _plan_metrics(step_rows.table, plan, len(members), layout)
 
     @property
@@ -186,8 +188,12 @@ class TokenBatchTrainer(LogProbsTrainer):
         weight, stats = inputs.get(ROW_WEIGHT, 1.0), inputs.get(MICRO_BATCH_STATS)
         if weight != 1.0 and self.loss_type in ROW_MEAN_LOSSES:
             inputs = {**inputs, "advantages": inputs["advantages"] * weight}
-        with self._weighed_kl(weight), self._uneven(stats):
-            return super()._compute_loss(model, inputs)
+        self._packing = inputs.get(PACKING)
+        try:
+            with self._weighed_kl(weight), self._uneven(stats):
+                return super()._compute_loss(model, inputs)
+        finally:
+            self._packing = None
 
     @contextlib.contextmanager
     def _weighed_kl(self, weight: float) -> Iterator[None]:

@@ -95,8 +95,8 @@ class Counting:
     def __init__(self, model: torch.nn.Module):
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def _count(self, _: Any, args: Any, kwargs: Any) -> None:
-        if kwargs.get("fused_lm_head") and torch.is_grad_enabled():
+    def _count(self, model: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs.get("fused_lm_head") and torch.is_grad_enabled() and model.training:  # not in the trial at start-up
             self.forwards += 1
             self.tokens += kwargs["input_ids"].numel()
 
