@@ -29,10 +29,10 @@ SERVER_ARROWS = {
     "observability": VALUES | {"addresses", "config", "execution.executors", "execution.results"},
     "cache": VALUES | {"execution.executors", "execution.results", "scorers.base", "scorers.loading"},
     "client": VALUES | {"observability.tracing", "v1", "wire"},
-    "launch": VALUES | {"client", "processes"},
+    "launch": VALUES | {"processes"},
     "supervise": {"launch"},
     "serving": VALUES
-    | {"addresses", "cache", "config", "execution", "launch", "observability", "processes", "scorers", "v1", "wire"},
+    | {"addresses", "cache", "config", "execution", "observability", "processes", "scorers", "v1", "wire"},
     "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
     "cli": VALUES | {"evaluation", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }

@@ -24,7 +24,7 @@ from reward_server.errors import ConfigError, ScorerLoadError
 from reward_server.execution.fair_queue import FairQueue, current_caller
 from reward_server.execution.results import NoResultError, ScorerDescription, TimedResult, timeout_failure
 from reward_server.execution.worker_process import decode_answer, decode_description
-from reward_server.processes.child import Child, ChildEndedError
+from reward_server.processes.child import ChildEndedError, ChildProcess
 from reward_server.processes.lifetime import how_it_ended
 from reward_server.scorers.base import ScorerOptions
 from reward_server.types import Group, Status
@@ -75,6 +75,7 @@ class WorkerPool:
         worker = await self._acquire()
         began = time.perf_counter()
         asking = asyncio.create_task(worker.ask((name, group)))
+        asking.add_done_callback(_retrieve_exception)
         try:
             await asyncio.wait({asking}, timeout=timeout_s)
         except asyncio.CancelledError:
@@ -211,7 +212,13 @@ class WorkerPool:
             log.error("the task that watches a worker failed", exc_info=task.exception())
 
 
-class _Worker(Child):
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Keeps asyncio from logging the end of a worker that nobody waits for any more, as when the server stops."""
+    if not task.cancelled():
+        task.exception()
+
+
+class _Worker(ChildProcess):
     """One process of the pool, and its half of the protocol of `worker_process`."""
 
     was_killed = False

@@ -124,6 +124,11 @@ class Scorer(ABC, Generic[OptionsT]):
         return ()
 
     @property
+    def sample_columns(self) -> Mapping[str, Any]:
+        """Values for those of its columns in which a made-up sample's text "4" could not be read."""
+        return {}
+
+    @property
     def concurrency(self) -> int | None:
         """The maximum number of groups that may be in `score` at once; None leaves it to the server."""
         return None

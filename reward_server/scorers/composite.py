@@ -163,6 +163,10 @@ class CompositeScorer(Scorer[CompositeOptions]):
         self._told = False
 
     @property
+    def sample_columns(self) -> Mapping[str, Any]:
+        return {name: value for part in self.parts for name, value in part.sample_columns.items()}
+
+    @property
     def version(self) -> str:
         """The version of these rules, and a digest of the statistics for normalising. Known once loaded."""
         if not self._by:

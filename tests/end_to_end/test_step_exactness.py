@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import function
 from tests.end_to_end.test_ranks import ARGS, largest_difference, start_weights, train
+from tests.support.servers import function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

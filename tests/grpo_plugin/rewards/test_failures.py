@@ -15,10 +15,10 @@ from grpo_plugin import RemoteGRPOTrainer
 from grpo_plugin.rewards import provenance
 from grpo_plugin.rewards.failures import FailureRate
 from reward_server.errors import ConfigError, ScoringFailedError
-from tests.conftest import function
 from tests.end_to_end.exactness import survivors
 from tests.grpo_plugin.trainer.test_remote import largest_difference, moved, remote
 from tests.support.builders import make_dataset
+from tests.support.servers import function
 
 Serve = Callable[..., Any]
 

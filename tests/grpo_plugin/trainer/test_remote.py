@@ -24,9 +24,9 @@ from trl import GRPOConfig, GRPOTrainer
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from grpo_plugin.config import setting
 from reward_server.errors import ConfigError, InvalidGroupError, ScoringFailedError, UnavailableError
-from tests.conftest import function
 from tests.support import scoring
 from tests.support.builders import make_dataset
+from tests.support.servers import function
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Group
-from tests.conftest import function
 from tests.support.builders import make_group
+from tests.support.servers import function
 
 SUPPORT = Path(__file__).parents[2] / "support"
 

@@ -22,9 +22,9 @@ from reward_server.errors import ConfigError, ScorerLoadError
 from reward_server.launch import ServerProcess, launch_server
 from reward_server.types import GroupScores
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
-from tests.faults.conftest import Load, lengths
 from tests.support.builders import make_group
 from tests.support.processes import descendants, is_alive, wait_until
+from tests.support.replicas import Load, lengths
 
 pytestmark = pytest.mark.slow
 
