@@ -272,6 +272,7 @@ def test_a_chat_template_may_be_given_as_text_or_file_and_is_part_of_the_version
     assert "is neither a file in" in load_error(make(reward_model, chat_template="none.jinja"))
 
 
+@pytest.mark.slow
 def test_a_server_says_to_the_caller_that_a_chat_template_is_missing(
     tmp_path: Path, serve: Callable[..., ServerProcess]
 ) -> None:

@@ -152,7 +152,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
 def test_a_wrong_value_is_named_with_its_field_and_what_the_field_means() -> None:
     message = problem_of(type="math", name="m", weight="heavy")
     assert message.startswith("scorers[2].weight: input should be a valid number")
-    assert "'heavy' is not; What the reward weighs" in message
+    assert "'heavy' is not; Weight of this scorer's score" in message
 
 
 def test_every_wrong_field_has_a_line() -> None:

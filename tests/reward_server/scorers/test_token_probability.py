@@ -270,6 +270,7 @@ def test_options_that_do_not_fit_are_refused_by_field(options: dict[str, Any], p
         make("m", type="token_probability", **options)
 
 
+@pytest.mark.slow
 def test_through_a_server_as_any_other_scorer(tiny_model: str, serve: Callable[..., ServerProcess]) -> None:
     server = serve({"type": "token_probability", "name": "rm", "model": tiny_model, "device": "cpu", **TOKENS})
     with RewardClient(server.endpoint) as client:
