@@ -62,7 +62,7 @@ class RemoteGRPOConfig(GRPOConfig):
     reward_hedge: bool = field(
         default=False,
         metadata={
-            "help": "Send a group to a second replica as well when it takes longer than 95 % of the groups so far; "
+            "help": "Send a group to a second replica as well when it takes longer than 95 of 100 groups so far; "
             "the first answer is used. For services with several replicas, some of which are slow at times."
         },
     )
