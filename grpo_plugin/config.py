@@ -13,6 +13,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from grpo_plugin.rewards.policies import policy_of
+from grpo_plugin.rewards.recording import share_of
 
 KL_ANCHORS = ("reference", "old")
 
@@ -144,6 +145,15 @@ class RemoteGRPOConfig(GRPOConfig):
             "choices": list(KL_ANCHORS),
         },
     )
+    record_rewards: str | None = field(
+        default=None,
+        metadata={
+            "help": "Record what is trained on in output_dir/records (Parquet): 'all', or a share of the groups such "
+            "as 0.1. A record holds the prompt, its completions, columns, scores, rewards, advantages, lengths, and "
+            "which completions were truncated or dropped. Rank 0 writes whole groups; a full disk costs records, never "
+            "a step."
+        },
+    )
     token_batches: bool = field(
         default=True,
         metadata={
@@ -225,6 +235,7 @@ class RemoteGRPOConfig(GRPOConfig):
                 f"ddp_timeout ({self.ddp_timeout}): lower the first or raise the second"
             )
         policy_of(self.on_reward_failure)
+        share_of(self.record_rewards)
         for name, least in (("min_group_size", 2), ("failure_window", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")

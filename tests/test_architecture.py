@@ -38,7 +38,7 @@ SERVER_ARROWS = {
 }
 PLUGIN_ARROWS = {
     "errors": set(),
-    "config": {"errors", "rewards.policies"},
+    "config": {"errors", "rewards.policies", "rewards.recording"},
     "policies": {"rewards.policies"},
     "batching": {"config", "errors", "rewards"},
     "rewards": {"config", "errors"},
@@ -47,7 +47,7 @@ PLUGIN_ARROWS = {
     "train": {"cli", "config", "errors", "trainer"},
 }
 # What the plugin may import of `reward_server`: the parts that load neither torch nor the server.
-PLUGIN_SEES = VALUES | {"client", "launch", "observability.tracing"}
+PLUGIN_SEES = VALUES | {"client", "launch", "observability.tracing", "observability.records"}
 
 
 def files(room: str) -> list[Path]:

@@ -71,6 +71,14 @@ class Outcome:
         """Which scores failed; all of a group that has no answer."""
         return np.array([[[s.status.is_failure for s in row] for row in rows] for rows in self._scores_BGS()], bool)
 
+    def failures_R(self) -> list[dict[str, Score]]:
+        """The failed scores of each completion of the global batch, by scorer."""
+        return [
+            {name: score for name, score in zip(self.scorers, row, strict=True) if score.status.is_failure}
+            for rows in self._scores_BGS()
+            for row in rows
+        ]
+
     def statuses(self) -> Counter[Status]:
         """How often each status occurred, over completions and scorers; TIMEOUT or FAILED where there is no answer."""
         return Counter(score.status for rows in self._scores_BGS() for row in rows for score in row)

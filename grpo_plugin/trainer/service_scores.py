@@ -10,6 +10,7 @@ Legend: R rows of the global batch, S scorers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,15 +27,15 @@ from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_group
 from grpo_plugin.rewards.outcome import Outcome
 from grpo_plugin.rewards.policies import FailurePolicy, Raise
 from grpo_plugin.rewards.survivors import drop_failed
-from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
+from grpo_plugin.trainer.record import RecordTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.observability import tracing
-from reward_server.types import Group, Status
+from reward_server.types import Group, Score, Status
 
 logger = get_logger(__name__)
 
 
-class ServiceScoresTrainer(ScoreAheadTrainer):
+class ServiceScoresTrainer(RecordTrainer):
     """TRL's trainer with the scores of `_connection` in the columns `_remote` of its rewards; TRL's own without one."""
 
     _connection: Connection | None = None  # on the class too, for trainers made without __init__, as in TRL's own tests
@@ -43,6 +44,7 @@ class ServiceScoresTrainer(ScoreAheadTrainer):
     _provenance: dict[str, Any]
     _policy: FailurePolicy
     _failure_rate: FailureRate
+    _outcome: Outcome | None = None  # of the last generation
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with tracing.span("grpo.batch", {"step": self.state.global_step, "mode": self._mode}):
@@ -83,7 +85,7 @@ class ServiceScoresTrainer(ScoreAheadTrainer):
         if self._pending is None:
             return rewards_RS
         pending, layout = self._pending
-        outcome = self._collect(pending, layout)
+        outcome = self._outcome = self._collect(pending, layout)
         values_RS = torch.tensor(outcome.values_RS(), dtype=rewards_RS.dtype, device=rewards_RS.device)
         rewards_RS[:, self._remote] = values_RS
         failed_BGS = outcome.failed_BGS()
@@ -110,6 +112,12 @@ class ServiceScoresTrainer(ScoreAheadTrainer):
             self._accept_or_refuse_change()
         self._record(outcome)
         return outcome
+
+    def _failures_R(self, rows: int) -> Sequence[Mapping[str, Score]]:
+        return super()._failures_R(rows) if self._outcome is None else self._outcome.failures_R()
+
+    def _config_digest(self) -> str:
+        return "" if self._connection is None else str(self._provenance["config_digest"])
 
     def _record(self, outcome: Outcome) -> None:
         metrics = self._metrics[self._mode]

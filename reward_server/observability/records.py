@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import datetime
 import functools
+import hashlib
 import logging
 import queue
 import random
 import threading
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from reward_server.config import RecordsConfig
@@ -37,6 +38,9 @@ _MOST_WAITING_BYTES = 64 << 20
 _CLOSE_GRACE_S = 5.0
 
 
+_Item = tuple[Group, GroupScores, int, float, Mapping[str, Sequence[Any]]]
+
+
 class Records:
     """Writes a sample of the groups to disk, in a thread of its own."""
 
@@ -45,15 +49,21 @@ class Records:
         self._sample = config.sample
         self._note = note
         self._sink = sink_of(config)
-        self._queue: queue.SimpleQueue[tuple[Group, GroupScores, int, float] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._write_all, name="records", daemon=True)
         self._thread.start()
 
-    def offer(self, group: Group, scores: GroupScores, request_bytes: int) -> None:
-        """Records a group if it is in the sample and the disk keeps up."""
+    def offer(
+        self,
+        group: Group,
+        scores: GroupScores,
+        request_bytes: int,
+        training: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Records a group if it is in the sample and the disk keeps up. `training` has G values under each name."""
         if not is_sampled(group, self._sample):
             return
         with self._lock:
@@ -61,7 +71,8 @@ class Records:
                 self._lost("dropped", "the disk is slower than the server")
                 return
             self._waiting_bytes += request_bytes
-        self._queue.put((group, scores, request_bytes, datetime.datetime.now(datetime.UTC).timestamp()))
+        at = datetime.datetime.now(datetime.UTC).timestamp()
+        self._queue.put((group, scores, request_bytes, at, training or {}))
 
     def close(self, grace_s: float = _CLOSE_GRACE_S) -> None:
         """Writes the groups that wait, for at most so many seconds."""
@@ -80,13 +91,14 @@ class Records:
                 continue
             if item is None:
                 return
-            group, scores, request_bytes, at = item
-            self._try(functools.partial(self._write, group, scores, at), groups=1)
+            group, scores, request_bytes, at, training = item
+            self._try(functools.partial(self._write, group, scores, at, training), groups=1)
             with self._lock:
                 self._waiting_bytes -= request_bytes
 
-    def _write(self, group: Group, scores: GroupScores, at: float) -> None:
-        self._sink.write(record_of(group, scores, at))
+    def _write(self, group: Group, scores: GroupScores, at: float, training: Mapping[str, Sequence[Any]]) -> None:
+        record = record_of(group, scores, at)
+        self._sink.write({**record, "training": dict(training)} if training else record)
 
     def _try(self, write: Callable[[], None], groups: int) -> None:
         """Runs a write of so many groups and counts its outcome, also for groups that waited in the sink."""
@@ -103,6 +115,12 @@ class Records:
         if outcome not in self._said:  # only once, since every group may fail
             self._said.add(outcome)
             log.error("records: a group was not written to %s (%s); more are counted, not logged", self._sink, why)
+
+
+def records_in(folder: Path, sample: float) -> Records:
+    """Records as Parquet parts in a folder, with the defaults of a configuration. Raises ConfigError."""
+    config = RecordsConfig.model_validate({"path": folder, "format": "parquet", "sample": sample})
+    return Records(config, lambda outcome, groups: None)
 
 
 class Sink(Protocol):
@@ -135,7 +153,9 @@ def is_sampled(group: Group, sample: float) -> bool:
         return True
     if not group.group_id:
         return random.random() < sample
-    return zlib.crc32(f"{group.run_id}\0{group.group_id}".encode("utf-8", "backslashreplace")) < sample * 2**32
+    name = f"{group.run_id}\0{group.group_id}".encode("utf-8", "backslashreplace")
+    # Not a CRC: those of names that differ in their last digits alone share their first bits.
+    return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest()) < sample * 2**32
 
 
 def record_of(group: Group, scores: GroupScores, at: float) -> dict[str, Any]:

@@ -157,3 +157,13 @@ def test_a_file_that_cannot_be_is_said_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"records\.path: cannot write .*none/r: No such file"):
         Records(config.records, lambda outcome, count: None)
     RewardServer(config)  # and nothing is opened before startup
+
+
+def test_a_few_groups_of_neighbouring_names_are_sampled_too() -> None:
+    shares = [
+        sum(is_sampled(make_group(group_id=f"run/{step}-{n}", run_id="run"), 0.5) for n in range(10))
+        for step in range(40)
+    ]
+    assert 160 < sum(shares) < 240  # 200 expected, 10 the standard deviation
+    assert min(shares) > 0
+    assert max(shares) < 10
