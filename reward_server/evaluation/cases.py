@@ -83,15 +83,17 @@ def _case(row: Any, where: str, name: str) -> Case:
             hint = did_you_mean(str(key), _KEYS) or ";"
             raise InvalidGroupError(f"{where}: unknown key {key!r}{hint} columns of the dataset go under `columns`")
     completions = _completions(row, where)
+    expected = _expected(row.get("expect"), len(completions), f"{where}.expect")
+    labels = _labels(row.get("labels"), len(completions), f"{where}.labels")
+    names = dict.fromkeys(name for name, _ in expected)
     group = Group(
         _content(row.get("prompt"), f"{where}.prompt"),
         tuple(Completion(content) for content in completions),
         _mapping(row.get("columns", {}), f"{where}.columns"),
         run_id="test",
         group_id=where,
+        scorers=() if REWARD in names or labels is not None else tuple(names),  # only what something is expected of
     )
-    expected = _expected(row.get("expect"), len(completions), f"{where}.expect")
-    labels = _labels(row.get("labels"), len(completions), f"{where}.labels")
     if not expected and labels is None:
         raise InvalidGroupError(f"{where} expects nothing: give it `expect`, or `labels`")
     return Case(where, name, group, expected, labels)
