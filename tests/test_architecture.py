@@ -31,7 +31,9 @@ ARROWS = {
     "serving": VALUES
     | {"addresses", "cache", "config", "execution", "launch", "observability", "processes", "scorers", "v1", "wire"},
     "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
-    "cli": VALUES | {"evaluation", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
+    "view": VALUES | {"config", "evaluation", "observability"},
+    "cli": VALUES
+    | {"evaluation", "view", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
 # Rooms that see less of a sibling than the whole of it.
 PARTS = {

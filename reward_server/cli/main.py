@@ -17,7 +17,7 @@ from typing import Any
 
 from reward_server import __version__
 from reward_server.cli import commands as shell
-from reward_server.cli import evaluate
+from reward_server.cli import evaluate, view
 from reward_server.client import ClientTLS, RewardClient
 from reward_server.config import ServerConfig, config_from_text, load_config
 from reward_server.errors import RewardServerError
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_score(commands)
     evaluate.add_commands(commands)
+    view.add_commands(commands)
     return parser
 
 

@@ -6,8 +6,11 @@ Owns the filter and its SQL, in which a user's words are parameters.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import pandas
 
 from reward_server.view.store import Store
 
@@ -36,7 +39,7 @@ class Filter:
 
     def where(self) -> tuple[str, list[Any]]:
         """An SQL condition and its parameters."""
-        parts = [
+        parts: list[tuple[str, list[Any], bool]] = [
             ("run_id = ?", [self.run], self.run is not None),
             ("step >= ?", [self.first_step], self.first_step is not None),
             ("step <= ?", [self.last_step], self.last_step is not None),
@@ -183,15 +186,15 @@ def _extra(said: dict[str, Any]) -> dict[str, Any]:
 
 def number(value: Any) -> float | None:
     """A float; None for what pandas says is missing."""
-    return None if value is None or value != value else float(value)
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def _known(value: Any) -> bool | None:
-    return bool(value) if value is True or value is False or str(value) in ("True", "False") else None
+    return None if pandas.isna(value) else bool(value)
 
 
 def scorer_names(store: Store) -> list[str]:
-    """Of all records, in the order of the latest configuration first."""
+    """Of all records, by name."""
     sql = "SELECT DISTINCT unnest(list_transform(scorers, lambda s: s.name)) AS name FROM completions ORDER BY name"
     return list(store.query(sql).name)
 
@@ -203,5 +206,7 @@ def run_names(store: Store) -> list[str]:
 
 def step_range(store: Store) -> tuple[int, int] | None:
     """The first and the last recorded step; None if nothing is recorded."""
-    row = store.query("SELECT min(step) AS first, max(step) AS last FROM completions").iloc[0]
-    return None if row["first"] is None or row["first"] != row["first"] else (int(row["first"]), int(row["last"]))
+    sql = "SELECT unnest([a, b]) AS step FROM (SELECT min(step) AS a, max(step) AS b FROM completions)"
+    table = store.query(sql)
+    steps = [int(step) for step in table.step.dropna()]
+    return (steps[0], steps[1]) if steps else None

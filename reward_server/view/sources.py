@@ -34,7 +34,9 @@ class Sources:
 
 def sources_of(paths: Sequence[Path]) -> Sources:
     """Sorts paths into what they are. Raises ConfigError for one that does not exist or holds nothing to show."""
-    lines, parts, runs = [], [], []
+    lines: list[Path] = []
+    parts: list[Path] = []
+    runs: list[Path] = []
     for path in paths:
         if not path.exists() and not path.with_name(f"{path.name}.1").exists():
             raise ConfigError(f"there is no record file or run folder {path} (working folder: {Path.cwd()})")

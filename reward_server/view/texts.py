@@ -39,7 +39,7 @@ def line_of(text: str, characters: int = _LABEL_CHARACTERS) -> str:
 
 
 def differences(first: str, second: str) -> str:
-    """What one must do to `first` to get `second`, by words: lines that begin with "-", "+" or, for what is in both, " ".
+    """How `second` differs from `first`, by words: lines that begin with "-", "+" or, for what both have, " ".
 
     It is shown as the language "diff", in which those lines are coloured.
     """
