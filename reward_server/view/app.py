@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import streamlit
 
 from reward_server.view import filters
 from reward_server.view.access import is_token
 from reward_server.view.context import Context, ask
-from reward_server.view.pages import compare, groups, hacking, overview
+from reward_server.view.views import compare, groups, hacking, overview
 from reward_server.view.sources import Sources
 from reward_server.view.store import Store
 from reward_server.view.texts import line_of, shown
@@ -28,6 +27,7 @@ VIEWS: dict[str, Callable[[Context], None]] = {
     "compare": compare.show,
 }
 _EVERY_RUN = "all runs"
+_ALL = "all"
 _WRONG_TOKEN_DELAY_S = 1.0
 
 
@@ -37,10 +37,13 @@ class Process:
 
     sources: Sources
     token: str | None = None
+    stores: dict[str, Store] = field(default_factory=dict)
 
-    @cached_property
-    def store(self) -> Store:
-        return Store(self.sources)
+    def store(self, name: str = _ALL) -> Store:
+        """Of all records, or of one of the given files or folders alone."""
+        if name not in self.stores:
+            self.stores[name] = Store(self.sources if name == _ALL else self.sources.only(name))
+        return self.stores[name]
 
 
 _process: list[Process] = []
@@ -49,7 +52,7 @@ _process: list[Process] = []
 def configure(process: Process) -> None:
     """Says what to show. Opens the files, so that the first visitor need not wait."""
     _process[:] = [process]
-    process.store.refresh()
+    process.store()
 
 
 def show() -> None:
@@ -58,10 +61,9 @@ def show() -> None:
     streamlit.set_page_config(page_title="rewards", layout="wide")
     if not _is_let_in(process.token):
         return
-    process.store.refresh()
     with streamlit.sidebar:
         context = _chosen(process)
-    for problem in process.store.problems[:5]:
+    for problem in context.store.problems[:5]:
         streamlit.warning("A file is left out, or not whole:", icon=None)
         streamlit.text(shown(problem))
     if context.steps is None and not process.sources.runs:
@@ -72,14 +74,25 @@ def show() -> None:
 
 def _chosen(process: Process) -> Context:
     """The sidebar: view, run, and reading again."""
-    store = process.store
-    view = streamlit.radio("View", list(VIEWS), key="view", format_func=str.capitalize, bind="query-params")
+    view = streamlit.radio("View", list(VIEWS), key="view", bind="query-params")
+    store = process.store(_records(process.sources.names))
+    store.refresh()
     runs = ask(store, filters.run_names)
     options = [_EVERY_RUN, *(run for run in runs if run != _EVERY_RUN)]
     chosen = streamlit.selectbox("Run", options, key="run", format_func=line_of, bind="query-params")
     streamlit.button("Read what is new")
     steps = ask(store, filters.step_range)
-    return Context(store, view or "overview", None if chosen == _EVERY_RUN else chosen, steps)
+    run = None if chosen == _EVERY_RUN else chosen
+    return Context(store, process.sources, view or "overview", run, steps)
+
+
+def _records(names: list[str]) -> str:
+    """Which of several files to look at: those of two configurations hold the same completions."""
+    if len(names) < 2:
+        return _ALL
+    return (
+        streamlit.selectbox("Records", [_ALL, *names], key="records", format_func=line_of, bind="query-params") or _ALL
+    )
 
 
 def _is_let_in(token: str | None) -> bool:

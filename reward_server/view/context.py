@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit
 
+from reward_server.view.sources import Sources
 from reward_server.view.store import Store
 
 
 @dataclass(frozen=True)
 class Context:
-    """`run` is None for all runs; `steps` are the first and last recorded step, None if nothing is recorded."""
+    """`sources` is all that was given, `store` what is looked at of it. `run` is None for all runs; `steps` are the first and last recorded step, None if nothing is recorded."""
 
     store: Store
+    sources: Sources
     view: str
     run: str | None
     steps: tuple[int, int] | None
@@ -27,9 +30,15 @@ class Context:
 
 def ask(store: Store, function: Callable[..., Any], *arguments: Any) -> Any:
     """A pure function of the store, computed again only when there is something new in the files."""
-    return _answer(function, store, f"{function.__module__}.{function.__qualname__}", store.fingerprint, arguments)
+    return _answers()(function, store, f"{function.__module__}.{function.__qualname__}", store.fingerprint, arguments)
 
 
-@streamlit.cache_data(max_entries=200, show_spinner=False)
+@functools.cache
+def _answers() -> Callable[..., Any]:
+    """Made when Streamlit runs: before that, it warns that its cache has nowhere to be."""
+    return streamlit.cache_data(max_entries=200, show_spinner=False)(_answer)
+
+
 def _answer(_function: Callable[..., Any], _store: Store, name: str, fingerprint: Any, arguments: Any) -> Any:
+    # Streamlit takes an argument whose name begins with an underscore for no part of the key.
     return _function(_store, *arguments)

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _LONGEST = 4
 _MOST_TOKENS = 400
@@ -30,6 +30,9 @@ class Phrase:
     late: float
 
 
+_Found = tuple[tuple[str, ...], Phrase]
+
+
 def growing_phrases(early: Sequence[str], late: Sequence[str], most: int = 30) -> list[Phrase]:
     """The phrases of one to four words that grew most; of phrases within one another that grew alike, the longest."""
     if not early or not late:
@@ -40,13 +43,11 @@ def growing_phrases(early: Sequence[str], late: Sequence[str], most: int = 30) -
         for words, count in after.items()
         if count >= _LEAST_COUNT and count / len(late) > before[words] / len(early)
     ]
-    found.sort(key=lambda one: (-one[1].z, -len(one[0])))
+    found.sort(key=lambda one: (-one[1].z, -len(one[0]), one[0]))
     return _longest(found, most)
 
 
-def _phrase(
-    words: tuple[str, ...], y_early: int, y_late: int, n_early: int, n_late: int
-) -> tuple[tuple[str, ...], Phrase]:
+def _phrase(words: tuple[str, ...], y_early: int, y_late: int, n_early: int, n_late: int) -> _Found:
     prior = _PRIOR_COMPLETIONS * (y_early + y_late) / (n_early + n_late)
     rest = _PRIOR_COMPLETIONS - prior
     delta = _log_odds(y_late, n_late, prior, rest) - _log_odds(y_early, n_early, prior, rest)
@@ -72,17 +73,31 @@ def _counts(texts: Sequence[str]) -> Counter[tuple[str, ...]]:
     return counts
 
 
-def _longest(found: list[tuple[tuple[str, ...], Phrase]], most: int) -> list[Phrase]:
-    """Leaves out a phrase that is a part of another one that is as common, and punctuation alone."""
-    kept: list[tuple[tuple[str, ...], Phrase]] = []
-    candidates = found[: 20 * most]
-    for words, phrase in candidates:
-        if not any(word[0].isalnum() for word in words):
+def _longest(found: list[_Found], most: int) -> list[Phrase]:
+    """Leaves out a phrase that is a part of another one that is as common; joins those that overlap."""
+    candidates = [(words, said) for words, said in found[: 20 * most] if any(word[0].isalnum() for word in words)]
+    kept: list[_Found] = []
+    for words, said in candidates:
+        if any(_is_part(words, other) and far.late >= 0.9 * said.late for other, far in candidates):
             continue
-        if any(_is_part(words, other) and said.late >= 0.9 * phrase.late for other, said in candidates):
-            continue
-        kept.append((words, phrase))
-    return [phrase for _, phrase in kept[:most]]
+        for place, (other, far) in enumerate(kept):
+            if (far.early, far.late) == (said.early, said.late) and (joined := _joined(words, other)):
+                kept[place] = (joined, far)
+                break
+        else:
+            kept.append((words, said))
+    return [replace(said, text=" ".join(words)) for words, said in kept[:most]]
+
+
+def _joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """Two phrases that overlap by at least two words as one; empty if they do not."""
+    for one, two in ((first, second), (second, first)):
+        if _is_part(one, two):
+            return two
+        for overlap in range(min(len(one), len(two)) - 1, 1, -1):
+            if one[-overlap:] == two[:overlap]:
+                return one + two[overlap:]
+    return ()
 
 
 def _is_part(words: tuple[str, ...], other: tuple[str, ...]) -> bool:

@@ -24,8 +24,10 @@ _OPTIONS: dict[str, Any] = {
     "browser_gatherUsageStats": False,
     "client_showErrorDetails": "none",
     "client_showErrorLinks": False,
+    "client_showSidebarNavigation": False,
     "client_toolbarMode": "minimal",
     "global_developmentMode": False,
+    "logger_level": "error",
     "logger_hideWelcomeMessage": True,
     "server_enableAgentApi": False,  # it would show a page's content to whoever asks
     "server_enableStaticServing": False,

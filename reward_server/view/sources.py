@@ -31,6 +31,11 @@ class Sources:
         """The record files and folders, in the order in which they were given."""
         return [str(path) for path in (*self.parts, *self.lines)]
 
+    def only(self, name: str) -> Sources:
+        """One of the record files or folders, and the runs."""
+        lines = tuple(path for path in self.lines if str(path) == name)
+        return Sources(lines, tuple(path for path in self.parts if str(path) == name), self.runs)
+
 
 def sources_of(paths: Sequence[Path]) -> Sources:
     """Sorts paths into what they are. Raises ConfigError for one that does not exist or holds nothing to show."""

@@ -55,5 +55,5 @@ def record(serve: Callable[..., ServerProcess], path: Path, groups: Iterator[Gro
         for pending in [client.submit(group, timeout_s=60) for group in groups]:
             pending.result(60)
     server.stop()
-    assert wait_until(lambda: path.exists(), 10)
+    assert wait_until(path.exists, 10)
     return path

@@ -13,7 +13,7 @@ from reward_server.view.texts import line_of, shown
 
 def show(context: Context) -> None:
     streamlit.header("Compare")
-    names = context.store.sources.names
+    names = context.sources.names
     if len(names) < 2:
         streamlit.info("Give two record files of the same completions; reward-server rescore writes the second one.")
         return
