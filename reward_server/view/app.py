@@ -15,10 +15,10 @@ import streamlit
 from reward_server.view import filters
 from reward_server.view.access import is_token
 from reward_server.view.context import Context, ask
-from reward_server.view.views import compare, groups, hacking, overview
 from reward_server.view.sources import Sources
 from reward_server.view.store import Store
 from reward_server.view.texts import line_of, shown
+from reward_server.view.views import compare, groups, hacking, overview
 
 VIEWS: dict[str, Callable[[Context], None]] = {
     "overview": overview.show,

@@ -15,7 +15,9 @@ from reward_server.view.store import Store
 
 @dataclass(frozen=True)
 class Context:
-    """`sources` is all that was given, `store` what is looked at of it. `run` is None for all runs; `steps` are the first and last recorded step, None if nothing is recorded."""
+    """`sources` is all that was given, `store` what is looked at of it.
+
+    `run` is None for all runs; `steps` are the first and last recorded step, None if nothing is recorded."""
 
     store: Store
     sources: Sources
