@@ -11,7 +11,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[train,deepspeed,server,relevance,dev]'
+		--editable '.[train,deepspeed,server,relevance,view,dev]'
 	touch $@
 
 quickstart: setup
