@@ -52,7 +52,7 @@ class Store:
         self._lock = threading.Lock()
         empty = part_schema().empty_table()
         self._database.register("none", empty)
-        self._database.execute("CREATE TABLE lines AS SELECT *, 0::UBIGINT AS inode FROM none")
+        self._database.execute("CREATE TABLE lines AS SELECT *, 0::UBIGINT AS file FROM none")
         self._database.execute("CREATE TABLE no_parts AS SELECT * FROM none")
         self._database.unregister("none")
         self.refresh()
@@ -102,13 +102,14 @@ class Store:
 
     def _read_lines(self, tail: Tail) -> None:
         cursor = self._database.cursor()
-        for inode, rows in tail.new_rows():
+        for known, rows in tail.new_rows():
             batch = pyarrow.Table.from_pylist(rows, schema=part_schema())
             cursor.register("batch", batch)
-            cursor.execute("INSERT INTO lines BY NAME SELECT *, ?::UBIGINT AS inode FROM batch", [inode])
+            cursor.execute("INSERT INTO lines BY NAME SELECT *, ?::UBIGINT AS file FROM batch", [known])
             cursor.unregister("batch")
 
     def _forget_removed(self) -> None:
         """The writer keeps so many files; what it removed is not shown either, or memory would grow for ever."""
-        if kept := sorted(set[int]().union(*(tail.inodes() for tail in self._tails))):
-            self._database.execute("DELETE FROM lines WHERE NOT list_contains(?::UBIGINT[], inode)", [kept])
+        kept = sorted(set[int]().union(*(tail.present for tail in self._tails)))
+        if self._tails:
+            self._database.execute("DELETE FROM lines WHERE NOT list_contains(?::UBIGINT[], file)", [kept])

@@ -34,7 +34,8 @@ def view(*arguments: str | Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             said.append(line)
             if line.startswith("on "):
                 break
-        assert said and said[-1].startswith("on "), "".join(said)
+        assert said[-1:], "the command said nothing"
+        assert said[-1].startswith("on "), "".join(said)
         yield said[-1].removeprefix("on ").strip(), process
     finally:
         process.terminate()
