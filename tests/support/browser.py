@@ -19,7 +19,7 @@ _QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE_MS = 60_000
+PATIENCE_MS = 30_000
 
 
 @contextmanager

@@ -40,7 +40,6 @@ def page(chromium: Any, hacked: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_each_view_is_shown_and_asks_no_other_host_for_anything(page: Page, tmp_path: Path) -> None:
-    parts = page.url and "records="
     page.open("", "Overview")
     for title in ("keyword: mean and deciles", "share of groups without signal", "wait for rewards, seconds a step"):
         page.see(title)
@@ -52,13 +51,12 @@ def test_each_view_is_shown_and_asks_no_other_host_for_anything(page: Page, tmp_
     page.see("Kendall's τ of the rewards within groups: 1.000")
     assert len(page.requests) > 20
     assert page.foreign_requests() == []
-    assert parts
 
 
 def test_a_link_to_the_hacking_view_shows_the_planted_hack_marked(page: Page) -> None:
     page.open("view=hacking&trusted=correct", "Hacking")
     page.see("Signs are marked: the reward rose")
-    page.see("a phrase spreads among the best")
+    page.see("⚑ a phrase spreads among the best")
     assert PHRASE in page.text
     page.open("view=hacking", "Hacking")
     page.see("Nothing is marked: the reward rose")
@@ -111,12 +109,8 @@ def test_hostile_texts_are_shown_as_text(serve: Serve, tmp_path: Path, chromium:
         page = Page(chromium, url)
         page.open("view=groups", "Groups")
         page.see("completion 3 ·")
-        text = page.text
-        assert "<script>window.hacked = 1</script>" in text
-        assert (
-            "![x](http://attacker.example/pixel.png) [click](http://attacker.example) **bold** $x^2$ :red[red]" in text
-        )
-        assert "\\x1b[31mred\\x1b[0m \\u202eesrever\\u202c zero\\u200bwidth" in text
+        for text in (HOSTILE[0], HOSTILE[1], r"\x1b[31mred\x1b[0m \u202eesrever\u202c zero\u200bwidth", "# heading"):
+            page.see(text)
         page.tab.get_by_text("Columns of the row").click()
         page.tab.get_by_text("Differences between two completions").click()
         page.tab.get_by_label("To completion").wait_for()
