@@ -32,7 +32,8 @@ FILTERS = {
     "text that many have": Filter(text="therefore"),
     "all of them": Filter(first_step=1, least=0.5, scorer="judge", status="OK", text="because"),
 }
-WORDS = [
+TEXT = "we so add the two of them because therefore it is a box holds pens and each one has many needle in"
+WORDS = TEXT.split()
     *[
         "we",
         "so",

@@ -74,8 +74,8 @@ class Page:
         self.tab.get_by_role("heading", name=heading, exact=True).wait_for()
 
     def see(self, text: str) -> None:
-        """Waits until a text is on the page."""
-        self.tab.get_by_text(text).first.wait_for()
+        """Waits until a text can be seen on the page."""
+        self.tab.get_by_text(text).filter(visible=True).first.wait_for()
 
     @property
     def text(self) -> str:
