@@ -34,30 +34,6 @@ FILTERS = {
 }
 TEXT = "we so add the two of them because therefore it is a box holds pens and each one has many needle in"
 WORDS = TEXT.split()
-    *[
-        "we",
-        "so",
-        "add",
-        "the",
-        "two",
-        "of",
-        "them",
-        "because",
-        "therefore",
-        "it",
-        "is",
-        "a",
-        "box",
-        "holds",
-        "pens",
-        "and",
-        "each",
-        "one",
-        "has",
-        "many",
-    ],
-    "needle",
-]
 
 
 def main() -> None:
