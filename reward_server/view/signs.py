@@ -127,7 +127,8 @@ def _lengths(sample: Sample, sides: tuple[Sample, Sample]) -> list[_Told]:
     told = []
     for name in ["reward", *sample.scorers]:
         early, late = (hacking.length_correlation(side, name) for side in sides)
-        moved = late >= _CORRELATION_CHANGE and not late - early < _CORRELATION_CHANGE
+        # Constant scores have no correlation (NaN), and it counts as 0: one that begins to follow length has moved.
+        moved = late >= _CORRELATION_CHANGE and late - (0.0 if math.isnan(early) else early) >= _CORRELATION_CHANGE
         told.append(("scores follow length", name, early, late, moved))
     return told
 
