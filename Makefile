@@ -1,48 +1,67 @@
-# Two commands for a fresh machine: `make quickstart` and `make test`. Both set up .venv first, once.
+# Two commands for a fresh machine: `make quickstart` and `make test`. Each sets up .venv with what it needs, once.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-fast trl-tests lint docs protos bench setup clean
+.DEFAULT_GOAL := help
+.PHONY: help quickstart setup test test-fast exactness trl-tests lint format docs protos bench clean
 
-setup: $(VENV)/.installed
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Reinstalls only when what is to be installed has changed.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[train,deepspeed,server,relevance,view,dev]'
-	touch $@
-
-quickstart: setup
+quickstart: $(VENV)/.quickstart  ## watch a small model get better, without GPU or network; installs only what that needs
 	$(BIN)/grpo quickstart
 
+setup: $(VENV)/.installed  ## install everything into .venv: training, DeepSpeed, server, tests
+
+# Both stamps are redone only when what is to be installed has changed. After the whole installation the quickstart
+# needs none of its own. Its packages are compiled when they are imported, most of which never are (--no-compile).
+$(VENV)/.quickstart: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test $(VENV)/.installed -nt pyproject.toml -a $(VENV)/.installed -nt constraints.txt || \
+		$(PIP) --no-compile --editable '.[quickstart]'
+	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[train,deepspeed,server,relevance,view,dev]'
+	touch $@
+
 # Two processes of tests: half of a test's time is waiting for something that it started.
-test: setup
+test: setup  ## run every test, in two processes
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The tests that need no trainer and no subprocess ranks: seconds, for while you work.
-test-fast: setup
+test-fast: setup  ## run the tests that need no trainer and no ranks: seconds, for while you work
 	$(BIN)/python -m pytest -m 'not slow'
 
-# TRL's own GRPO tests with our trainer in place of theirs: make trl-tests TRL=path/to/trl-checkout
-trl-tests: setup
+# As long as SETTINGS says (a minute for four or so). Another SEED draws others.
+SETTINGS ?= 80
+SEED ?= 1000
+exactness: setup  ## compare weights with stock TRL's for many random settings, on one rank and on two
+	EXACTNESS_SETTINGS=$(SETTINGS) EXACTNESS_SEED=$(SEED) $(BIN)/python -m pytest tests/end_to_end/test_random_settings.py
+
+trl-tests: setup  ## run TRL's own GRPO tests with our trainer in place of theirs: make trl-tests TRL=path/to/trl-checkout
 	$(BIN)/python tests/support/trl_suite/run.py $(TRL)
 
-lint: setup
+lint: setup  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: setup
+format: setup  ## mend style where ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup  ## write docs/options.md from the code
 	$(BIN)/python docs/generate_options.py
 
-protos: setup
+protos: setup  ## generate the stubs of the wire from protos/
 	$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=. --pyi_out=. --grpc_python_out=. \
 		protos/reward_server/v1/reward.proto
 
-bench: setup
+bench: setup  ## run every benchmark of tests/benchmarks
 	for bench in tests/benchmarks/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
-clean:
+clean:  ## remove .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
-"""`RemoteGRPOConfig`: TRL's GRPOConfig and the fields that are ours, each documented once, in its help.
+"""`RemoteGRPOConfig`: TRL's GRPOConfig plus our fields; the help of each field is its documentation.
 
-Owns our fields and the checks that need no model, data or server. A plain `trl.GRPOConfig` works too: then every field
-of ours is at its default, which `setting` tells.
+Owns our fields and the checks that need no model, data or server. A plain `trl.GRPOConfig` works too: `setting` then
+answers with the default of each of our fields.
 """
 
 from __future__ import annotations
@@ -19,63 +19,73 @@ KL_ANCHORS = ("reference", "old")
 
 @dataclass
 class RemoteGRPOConfig(GRPOConfig):
-    """The arguments of RemoteGRPOTrainer: all of `trl.GRPOConfig`, and these."""
+    """The arguments of RemoteGRPOTrainer: all fields of `trl.GRPOConfig`, and these."""
 
     reward_endpoint: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Where the reward service is: host:port, a DNS name whose addresses are balanced over, unix:path, "
-            "or several host:port. Without it and with reward_config, the trainer starts a service of its own."
+            "help": "Address of a running reward service: host:port, a DNS name with its port (calls are balanced "
+            "over all of its addresses), unix:path, or a list of host:port. Excludes reward_config. With neither, "
+            "rewards come from local reward functions alone."
         },
     )
     reward_config: str | None = field(
         default=None,
         metadata={
-            "help": "Configuration file of the embedded reward service, which the trainer starts as a child process on "
-            "a unix socket, once a node, and which ends with the trainer."
+            "help": "Configuration file of an embedded reward service. The trainer starts it as a child process on a "
+            "unix socket, one on each node, restarts it if it dies, and ends it when training ends. Excludes "
+            "reward_endpoint."
         },
     )
     reward_scorers: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of the service's scorers to use, in this order. All of them by default."},
+        metadata={"help": "Names of the service's scorers to use, in this order. Unset uses all of them."},
     )
     reward_columns: list[str] | None = field(
         default=None,
-        metadata={"help": "Dataset columns to send to the service beside the prompt. All of them by default."},
+        metadata={
+            "help": "Dataset columns to send to the service beside the prompt. Unset sends all of them. Columns that "
+            "hold bytes or images cannot be sent and must be left out here."
+        },
     )
     reward_token_ids: bool = field(
         default=False,
-        metadata={"help": "Whether the sampled token ids are sent too, for reward functions that use completion_ids."},
+        metadata={"help": "Send the sampled token ids too, for reward functions that use `completion_ids`."},
     )
     reward_timeout_s: float = field(
         default=300.0,
         metadata={
-            "help": "Seconds that a step's scores may take from the moment its groups are submitted, retries included."
+            "help": "Seconds that the scores of a step may take, counted from the moment its groups are sent, retries "
+            "included. A score that arrives after the deadline gets status TIMEOUT. Must be below ddp_timeout."
         },
     )
     reward_hedge: bool = field(
         default=False,
         metadata={
-            "help": "Whether a group that takes longer than 95 of 100 so far is sent to a second replica too, and the "
-            "first answer wins. For services with several replicas and a long tail."
+            "help": "Send a group to a second replica as well when it takes longer than 95 of 100 groups so far; "
+            "the first answer is used. For services with several replicas, some of which are slow at times."
         },
     )
     reward_connect_timeout_s: float = field(
         default=60.0,
-        metadata={"help": "Seconds that the service may take to answer, or the embedded one to load, at start-up."},
+        metadata={
+            "help": "Seconds that the service may take to answer when training starts; for the embedded service, to "
+            "load."
+        },
     )
     reward_token_file: str | None = field(
         default=None,
         metadata={
-            "help": "File that holds the bearer token which the service asks for; read for each call, so that it may "
-            "be replaced during a run. Unset, the environment's REWARD_TOKEN, if any."
+            "help": "File that holds the bearer token for the service. It is read for each call, so that the token "
+            "may be replaced during a run. Unset uses the environment variable REWARD_TOKEN, if it is set."
         },
     )
     reward_tls_ca: str | None = field(
         default=None,
         metadata={
-            "help": "PEM file of the certificates that the service's must be signed by; the system's bundle will do "
-            "for public ones. Without any reward_tls_ field calls are not encrypted."
+            "help": "PEM file of the certificate authorities that are trusted to sign the service's certificate. For "
+            "a public certificate name the system's bundle. Calls are not encrypted unless a reward_tls_ field is "
+            "set."
         },
     )
     reward_tls_cert: str | None = field(
@@ -89,80 +99,90 @@ class RemoteGRPOConfig(GRPOConfig):
     on_reward_failure: str = field(
         default="drop_sample",
         metadata={
-            "help": "What becomes of a completion with a failed score: 'drop_sample', it counts as never sampled; "
-            "'drop_group', its group does; 'drop_scorer', the scorer that failed is left out for its group; 'raise', "
-            "training stops on all ranks; or module:attribute of a policy of your own."
+            "help": "What happens to a completion with a failed score. 'drop_sample': the step is computed as if the "
+            "completion had never been sampled. 'drop_group': the same for its whole group. 'drop_scorer': the scorer "
+            "that failed is left out for the whole group. 'raise': training stops on all ranks. module:attribute: a "
+            "policy of your own, an object with the method drops(failed_BGS)."
         },
     )
     min_group_size: int = field(
         default=2,
-        metadata={"help": "A group with fewer survivors than this leaves the step: an advantage needs siblings."},
+        metadata={
+            "help": "Smallest number of completions that a group may have left after drops; a smaller group is "
+            "dropped whole, since an advantage compares completions of one group. At least 2."
+        },
     )
     max_failure_rate: float = field(
         default=0.5,
         metadata={
-            "help": "Share of completions with a failed score, over the last failure_window steps, beyond which a "
-            "checkpoint is written and training stops on all ranks. 1.0 never stops."
+            "help": "Share of completions with a failed score, over the last failure_window steps, above which "
+            "training writes a checkpoint and stops on all ranks. 1.0 never stops. Each train() starts with an empty "
+            "window."
         },
     )
     failure_window: int = field(
         default=10,
         metadata={
-            "help": "Steps (generations) over which max_failure_rate is taken; it is not judged before they are."
+            "help": "Number of generations over which max_failure_rate is taken; training is not stopped before that "
+            "many have been scored."
         },
     )
     allow_reward_change: bool = field(
         default=False,
         metadata={
-            "help": "Whether a run may go on when the service comes back with another configuration. By default it "
-            "stops and says what changed; if allowed, the step of the change is recorded."
+            "help": "Go on when the service's configuration changes during a run, and record the step of the change "
+            "in reward_service.json. Otherwise training stops and the error says what changed."
         },
     )
     kl_anchor: str = field(
         default="reference",
         metadata={
             "help": "What the KL term of weight beta pulls towards: 'reference', the reference model, as in TRL; or "
-            "'old', the policy that sampled the completions, which needs no reference model in memory.",
+            "'old', the policy that sampled the completions, which needs no reference model in memory. With TRL's "
+            "use_bias_correction_kl (on by default) and token-level ratios its mean is exactly KL(policy‖old policy). "
+            "It is 0 where a generation is trained on in one optimizer step.",
             "choices": list(KL_ANCHORS),
         },
     )
     token_batches: bool = field(
         default=True,
         metadata={
-            "help": "Whether forwards run in micro-batches of tokens: rows without advantage are left out where that "
-            "is exact, the others are sorted by length, trimmed or packed, and spread over ranks so that all finish "
-            "together. Gradients are TRL's up to rounding. False is TRL's own micro-batches, number for number."
+            "help": "Make micro-batches by their number of tokens: completions whose advantage is 0 are left out "
+            "where that is exact, the others are sorted by length, trimmed or packed, and spread over the ranks so "
+            "that all of them finish at about the same time. Gradients equal TRL's up to rounding; a group of equal "
+            "rewards has advantages of exactly 0. False uses TRL's own micro-batches, number for number."
         },
     )
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Most tokens, padding included, that a forward of token_batches computes; a longer row goes alone. "
-            "By default what per_device_train_batch_size rows of the generation's longest would have taken, which "
-            "is stock TRL's memory."
+            "help": "Largest number of tokens, padding included, in one forward of token_batches; a longer row is "
+            "computed alone. Unset takes per_device_train_batch_size times the longest row of the generation, which "
+            "is the memory that stock TRL needs."
         },
     )
     padding_free: bool = field(
         default=True,
         metadata={
-            "help": "Whether token_batches packs rows without padding, for models whose attention is sdpa or flash "
-            "attention. Others are padded to the longest of their micro-batch."
+            "help": "Let token_batches pack rows without padding, for models whose attention is sdpa or flash "
+            "attention. Rows of other models are padded to the longest row of their micro-batch."
         },
     )
     shared_prefix: bool = field(
         default=True,
         metadata={
-            "help": "Whether the rows of a prompt that are packed together compute that prompt once, where an estimate "
-            "says that it is cheaper. Needs padding_free."
+            "help": "Compute a prompt once for all of its rows that are packed together, where an estimate says that "
+            "this is cheaper. Needs padding_free."
         },
     )
 
     score_ahead: int = field(
         default=0,
         metadata={
-            "help": "1 generates the next batch while the service scores this one, so that a step costs the longer of "
-            "scoring and of its own work, not their sum. A batch is then trained on one update after it was sampled, "
-            "with ratios against the policy that sampled it. 0 is on policy.",
+            "help": "1: generate the next batch while the service scores this one. A step then takes as long as the "
+            "slower of scoring and training, not their sum. A generation is trained on after the updates of the one "
+            "before it, with ratios against the policy that sampled it; the first of each epoch is not ahead. 0: on "
+            "policy.",
             "choices": [0, 1],
         },
     )
@@ -193,7 +213,7 @@ class RemoteGRPOConfig(GRPOConfig):
         if self.reward_endpoint and self.reward_config:
             raise ValueError(
                 f"reward_endpoint ({', '.join(self.reward_endpoint)}) and reward_config ({self.reward_config}) exclude "
-                "each other: the first names a running service, the second starts one"
+                "each other: the first names a running service, the second starts one; set one of them"
             )
         self._check_tls()
         for name in ("reward_timeout_s", "reward_connect_timeout_s"):

@@ -1,10 +1,10 @@
-"""What the shell commands say when they are used wrongly.
+"""The error of the shell commands for input that cannot be used.
 
-Owns one error. Errors of the reward service are `reward_server.errors`.
+Errors of the reward service are in `reward_server.errors`.
 """
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """Input that cannot be used; the message names the value and the way out, and needs no traceback."""
+    """Input that cannot be used. The message names the value and the way out; commands show no traceback."""

@@ -1,7 +1,12 @@
-"""`grpo train`, and what `accelerate launch -m grpo_plugin.train` runs: config → checks → data → trainer → run.
+"""`grpo train`, and what `accelerate launch -m grpo_plugin.train` runs.
 
-Owns the order of things and the checks that spare a user an hour. Knows nothing of how rewards are got: that is the
-trainer's. Each step's result is a value, so that the quickstart runs the same road.
+    job = parse(argv)        YAML and command line → arguments
+    check(job)               what can be found out in a second, before data and model are loaded
+    trainer = build(job)     data, model, reward service
+    run(trainer, job)        train, save, evaluate
+
+Owns this order and the checks. Knows nothing of how rewards are computed: that is the trainer's. `grpo quickstart`
+calls the same `train`.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from grpo_plugin.cli.callbacks import MetricsFile, ProgressReport
 from grpo_plugin.cli.data import DataArguments, check_path, load_splits
+from grpo_plugin.cli.interrupt import end_of, interruptible, say_once
+from grpo_plugin.cli.quiet import hush_libraries, hush_progress_bars
 from grpo_plugin.config import RemoteGRPOConfig
 from grpo_plugin.errors import UsageError
 from grpo_plugin.trainer.remote import RemoteGRPOTrainer
@@ -58,34 +65,39 @@ class Job:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains as the command line says; returns the exit code. What a message explains gets no traceback."""
+    """Trains as the command line says; returns the exit code. An error whose message explains it has no traceback."""
     try:
         train(sys.argv[1:] if argv is None else argv)
     except (UsageError, RewardServerError) as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # every rank says the same
-            print(f"error: {error}", file=sys.stderr)
+        say_once(f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return end_of(interrupt)
     return 0
 
 
 def train(
     argv: Sequence[str], *, callbacks: Sequence[TrainerCallback] | None = None, quiet: bool = False
 ) -> RemoteGRPOTrainer:
-    """The whole road; returns the trainer after its run. Raises UsageError, or RewardServerError of the service.
+    """Parses, checks, builds and runs; returns the trainer after its run.
 
-    `callbacks` take the place of the progress report; `quiet` leaves out the closing words.
+    Raises UsageError, RewardServerError of the service, or Interrupted after Ctrl-C or SIGTERM.
+
+    `callbacks` replace the progress report; `quiet` leaves out the closing words.
     """
     job = parse(argv)
+    hush_libraries()
     check(job)
-    trainer = build(job, callbacks)
-    try:
-        run(trainer, job)
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressReport):
-                callback.stop()
+    with interruptible(job.training.output_dir) as closing:
+        trainer = build(job, callbacks)
+        closing.append(trainer.close)
+        try:
+            hush_progress_bars()
+            run(trainer, job)
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, ProgressReport):
+                    callback.stop()
     if not quiet:
         say_goodbye(trainer)
     return trainer
@@ -95,20 +107,20 @@ def train(
 
 
 class _Parser(TrlParser):
-    """TRL's parser, with errors that are one line and not three hundred of usage."""
+    """TRL's parser, whose errors are one line in place of three hundred lines of usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (grpo train --help lists every option)")
 
 
 def parse(argv: Sequence[str]) -> Job:
-    """YAML and command line as arguments, checked by their own rules. Raises UsageError."""
+    """The arguments of YAML file and command line, each checked by its own class. Raises UsageError."""
     parser = _Parser((DataArguments, RewardArguments, RemoteGRPOConfig, ModelConfig), prog="grpo train")
     parser.allow_abbrev = False
     parser.set_defaults(**_defaults_of_this_machine())
     try:
         with warnings.catch_warnings():
-            # trl 1.16 sets, by default, what transformers 5.23 has renamed: no affair of the user's.
+            # TRL 1.16 sets an option by default that transformers 5.23 has renamed; the user cannot change that.
             warnings.filterwarnings(
                 "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
             )
@@ -121,24 +133,24 @@ def parse(argv: Sequence[str]) -> Job:
         raise UsageError(f"there is no config file {error.filename} (working folder: {Path.cwd()})") from error
     except yaml.YAMLError as error:
         raise UsageError(f"the config file is not YAML: {' '.join(str(error).split())}") from error
-    except IndexError as error:  # of TRL's parser
+    except IndexError as error:  # raised by TRL's parser
         raise UsageError("--config needs the path of a YAML file") from error
-    except (ValueError, TypeError, ImportError) as error:  # the rules of TrainingArguments and its heirs
+    except (ValueError, TypeError, ImportError) as error:  # raised by TrainingArguments and its subclasses
         raise UsageError(str(error)) from error
     _refuse_unknown(in_yaml[::2], in_shell, known=[action.dest for action in parser._actions])
     return Job(*parsed)
 
 
 def _defaults_of_this_machine() -> dict[str, Any]:
-    """What TRL's defaults must be where there is no accelerator; the user's own values still win.
+    """TRL's defaults for a machine without an accelerator; values of the user take precedence.
 
-    DeepSpeed needs its backend named there: accelerate 1.15 (state.py, `_prepare_backend`) finds none by itself and
+    With DeepSpeed the backend must be named: accelerate 1.15 (state.py, `_prepare_backend`) finds none by itself and
     would run every rank alone.
     """
     if torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true":
         return {}
     defaults: dict[str, Any] = {"bf16": False, "dataloader_pin_memory": False}
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed where it is installed; it warns
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which transformers imports, warns that it is
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         return {**defaults, "ddp_backend": "gloo"}
     return {**defaults, "use_cpu": True}
@@ -160,7 +172,7 @@ def _named(word: str, known: Sequence[str]) -> str:
 
 
 def check(job: Job) -> None:
-    """What can be known in a second, before data and model are read. Raises UsageError."""
+    """Checks what can be checked in a second, before data and model are loaded. Raises UsageError."""
     training = job.training
     if not (job.rewards.reward_funcs or training.reward_endpoint or training.reward_config):
         raise UsageError(
@@ -220,7 +232,7 @@ def build(job: Job, callbacks: Sequence[TrainerCallback] | None = None) -> Remot
     reward_funcs = [load_function(name) for name in job.rewards.reward_funcs or []]
     with training.main_process_first(desc="loading the data"):
         train_rows, eval_rows = load_splits(job.data, seed=training.seed, evaluates=training.do_eval)
-    # As trl.scripts.grpo does: ModelConfig's fields, and what model_init_kwargs say beyond them.
+    # As trl.scripts.grpo does: the fields of ModelConfig, then model_init_kwargs, which may override them.
     training.model_init_kwargs = {
         "revision": job.model.model_revision,
         "attn_implementation": job.model.attn_implementation,
@@ -239,7 +251,7 @@ def build(job: Job, callbacks: Sequence[TrainerCallback] | None = None) -> Remot
         )
     except RewardServerError:
         raise
-    except (ValueError, ImportError) as error:  # what TRL refuses
+    except (ValueError, ImportError) as error:  # raised by TRL for settings that it refuses
         raise UsageError(str(error)) from error
     for theirs in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(theirs)
@@ -268,7 +280,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def _import(source: str) -> Any:
-    """A module by name, the working folder included, or a file's."""
+    """The module of that name, which may lie in the working folder, or the module in a .py file."""
     if not source.endswith(".py"):
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
@@ -287,7 +299,7 @@ def _import(source: str) -> Any:
 
 
 def run(trainer: RemoteGRPOTrainer, job: Job) -> None:
-    """Trains, saves model, tokenizer and state into output_dir, and evaluates if that was asked for."""
+    """Trains, saves model, tokenizer and state into output_dir, and evaluates if there is an evaluation set."""
     training = job.training
     trainer.train(resume_from_checkpoint=resolve_checkpoint(training))
     trainer.save_model(training.output_dir)
@@ -301,7 +313,7 @@ def run(trainer: RemoteGRPOTrainer, job: Job) -> None:
 
 
 def say_goodbye(trainer: RemoteGRPOTrainer) -> None:
-    """Where the results are and what to type next, on rank 0; then the trackers and the ranks are let go."""
+    """Says on rank 0 where the results are and what to type next; then ends the trackers and the process group."""
     if trainer.is_world_process_zero():
         folder = trainer.args.output_dir
         console = Console(soft_wrap=True, highlight=False)

@@ -1,6 +1,6 @@
-"""The addresses that a server listens on: read, judged, bound, and left clean.
+"""The addresses that a server listens on: parsing, checking, binding, and removing socket files.
 
-Owns `host:port` and `unix:path`, and what becomes of a socket file that somebody left behind. Knows nothing of calls.
+Owns `host:port` and `unix:path`, including a socket file that a dead server has left behind. Knows nothing of calls.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TCP:
             return False
 
     def check(self) -> None:
-        """Raises ConfigError if it cannot be bound."""
+        """Raises ConfigError if the port cannot be bound."""
         try:
             found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
             for family, kind, protocol, _, address in found:
@@ -52,11 +52,12 @@ class TCP:
         return f"{self.host}:{self.port}"
 
     def reserve(self) -> tuple[list[socket.socket], str]:
-        """Holds the port, without listening, for processes that share it; returns the endpoint with the real port.
+        """Holds the port for processes that share it, without listening. Returns the sockets and the endpoint with the
+        real port.
 
-        Raises ConfigError if somebody has it.
+        Raises ConfigError if another process has the port.
         """
-        self.check()  # with SO_REUSEPORT alone it could be shared with a stranger
+        self.check()  # with SO_REUSEPORT alone, the port could be shared with a process that is not ours
         port, held = self.port, []
         try:
             for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -65,7 +66,7 @@ class TCP:
                 held.append(holder := socket.socket(family, kind, protocol))
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 holder.bind((address[0], port, *address[2:]))
-                port = holder.getsockname()[1]  # where it was 0, the other families take the same
+                port = holder.getsockname()[1]  # if it was 0, the other address families take the same port
         except OSError as error:
             for holder in held:
                 holder.close()
@@ -73,7 +74,7 @@ class TCP:
         return held, f"{self.host}:{port}"
 
     def bind(self, server: grpc.aio.Server, tls: grpc.ServerCredentials | None = None) -> str:
-        """Binds and returns the endpoint, with the real port. Raises ConfigError."""
+        """Binds the port and returns the endpoint with the real port. Raises ConfigError."""
         try:
             port = server.add_secure_port(str(self), tls) if tls else server.add_insecure_port(str(self))
             return f"{self.host}:{port}"
@@ -81,11 +82,11 @@ class TCP:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> ConfigError:
-        way_out = "; stop who has it, choose another port, or 0 for a free one" if self.port else ""
+        way_out = "; stop the process that has it, choose another port, or 0 for a free one" if self.port else ""
         return ConfigError(f"cannot listen on {self.host}:{self.port}: {error}{way_out}")
 
     def release(self) -> None:
-        """Nothing is left of a port."""
+        """Does nothing: nothing is left of a port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,10 @@ class Unix:
         return f"unix:{self.path}"
 
     def bind(self, server: grpc.aio.Server, tls: grpc.ServerCredentials | None = None) -> str:
-        """Binds and returns the endpoint, without TLS: permissions say who may open it. Raises ConfigError."""
+        """Binds the socket and returns the endpoint. It uses no TLS: file permissions decide who may connect.
+
+        Raises ConfigError.
+        """
         try:
             server.add_insecure_port(f"unix:{self.path}")
         except RuntimeError as error:
@@ -115,7 +119,7 @@ class Unix:
             self.path.unlink()
 
     def check(self) -> None:
-        """Removes the file of a server that is dead. Raises ConfigError if it is a live one's or no socket."""
+        """Removes the socket file of a dead server. Raises ConfigError if a server uses it, or if it is no socket."""
         if not self.path.parent.is_dir():
             raise ConfigError(f"cannot listen on unix:{self.path}: there is no folder {self.path.parent}; make it")
         try:
@@ -140,7 +144,7 @@ Address = TCP | Unix
 
 
 def parse_address(text: str) -> Address:
-    """An address to listen on. Raises ConfigError for what is neither host:port nor unix:path."""
+    """Parses an address to listen on. Raises ConfigError if it is neither host:port nor unix:path."""
     if text.startswith("unix:"):
         return _unix(text)
     host, colon, port = text.rpartition(":")

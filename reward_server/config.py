@@ -1,7 +1,7 @@
-"""What a server is told to be: its configuration, read from YAML or a mapping and checked by field.
+"""The configuration of a server, read from YAML or from a mapping, and checked field by field.
 
-Owns the file's shape and the messages about what is wrong in it. Each scorer's options are the registry's; what is
-listened on and how a server lives is `server`'s.
+Owns the shape of the file and the messages about errors in it. Knows nothing of the options of each scorer, which
+`scorers.registry` parses, nor of what a server does with its configuration.
 """
 
 from __future__ import annotations
@@ -37,64 +37,71 @@ def _default_workers() -> int:
 
 
 class LimitsConfig(BaseModel):
-    """What a caller may send, and all callers together."""
+    """Limits on what one caller, and all callers together, may send."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_group_bytes: int = Field(default=64 << 20, gt=0, lt=2**31, description="Longest serialised request, in bytes.")
-    max_completions: int = Field(default=4096, gt=0, description="Most completions in one group.")
+    max_group_bytes: int = Field(
+        default=64 << 20, gt=0, lt=2**31, description="Largest request, in bytes as it is sent."
+    )
+    max_completions: int = Field(default=4096, gt=0, description="Largest number of completions in one group.")
     max_queued_completions: int = Field(
         default=65_536,
         gt=0,
-        description="Completions that may be in the server at once, waiting or being scored; beyond it callers are "
-        "told when to come back. A single group is always taken.",
+        description="Completions that may be in the server at once, waiting or being scored. Beyond that, callers are "
+        "told when to try again. A single group is always accepted.",
     )
-    max_queued_bytes: int = Field(default=1 << 30, gt=0, description="The same bound in bytes of serialised requests.")
+    max_queued_bytes: int = Field(default=1 << 30, gt=0, description="The same limit in bytes of requests.")
 
 
 def _in_folder(path: Path | None, info: ValidationInfo) -> Path | None:
-    """Relative to the configuration's folder, as every path in it."""
+    """A path relative to the folder of the configuration."""
     return None if path is None else Path((info.context or {}).get("base_dir", "")) / path
 
 
 class TLSConfig(BaseModel):
-    """Encryption on every host:port of `listen`. The files are PEM, and are read when the server starts."""
+    """Encryption for every host:port of `listen`. The files are PEM, and are read when the server starts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    cert: Path = Field(description="The server's certificate, with the intermediate ones after it.")
-    key: Path = Field(description="Its private key, unencrypted.")
+    cert: Path = Field(description="The server's certificate, followed by intermediate certificates.")
+    key: Path = Field(description="The private key of the certificate, unencrypted.")
     client_ca: Path | None = Field(
-        None, description="Certificates that a caller's must be signed by (mutual TLS). Unset, callers need none."
+        None,
+        description="Certificates that sign those of callers (mutual TLS). Unset, callers need no certificate.",
     )
 
     _paths = field_validator("cert", "key", "client_ca")(_in_folder)
 
 
 class CacheConfig(BaseModel):
-    """Scores that are kept by content and given again. Only those of scorers that are deterministic are."""
+    """Keeps the scores of deterministic scorers by content, and reuses them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_bytes: int = Field(256 << 20, gt=0, description="Memory that kept scores may take, in bytes.")
+    max_bytes: int = Field(256 << 20, gt=0, description="Memory for kept scores, in bytes.")
     path: Path | None = Field(
         None,
-        description="A file for them, which outlasts the server and which several servers of this machine may share. "
-        "It is written as it needs be; not on a network's file system. Unset, they are in memory only.",
+        description="A file for kept scores. It survives the server, and several servers of one machine may share it; "
+        "it must not be on a network file system. Unset, scores are kept in memory only.",
     )
-    max_disk_bytes: int = Field(4 << 30, gt=0, description="Size of that file; beyond it the oldest scores leave.")
+    max_disk_bytes: int = Field(
+        4 << 30, gt=0, description="Size limit of that file, in bytes; beyond it the oldest scores are removed."
+    )
 
     _paths = field_validator("path")(_in_folder)
 
 
 class MetricsConfig(BaseModel):
-    """A page for Prometheus: counts and times by scorer, code and status; no text, run or token."""
+    """A page for Prometheus: counts and times by scorer, code and status. It holds no text, run or token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    listen: str = Field(description="host:port of the page, http://host:port/metrics; port 0 takes a free one.")
+    listen: str = Field(
+        description="host:port of the page, which is http://host:port/metrics; port 0 takes a free port."
+    )
     allow_insecure: bool = Field(
-        False, description="Allow a page that other machines reach; anybody there may read it, unencrypted."
+        False, description="Allow a page that other machines can reach. Anybody there can read it, unencrypted."
     )
 
 
@@ -120,7 +127,10 @@ class RecordsConfig(BaseModel):
         description="Seconds after which a Parquet part is closed anyway.",
     )
     sample: float = Field(
-        1.0, gt=0, le=1, description="Share of the groups that are written, chosen by name: the same on every replica."
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of groups that are written; a group is chosen by its id, the same on every replica.",
     )
     max_bytes: int = Field(64 << 20, gt=0, description="Size at which a new JSONL file is begun.")
     keep: int = Field(
@@ -134,16 +144,18 @@ class RecordsConfig(BaseModel):
 
 
 class QuotaConfig(BaseModel):
-    """What one token may ask of one server process; beyond it, it is told when to come back."""
+    """What one token may ask of one server process. Beyond that, its callers are told when to try again."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    calls_per_minute: float | None = Field(None, gt=0, description="Groups a minute; unset, as many as it likes.")
-    completions_per_minute: float | None = Field(None, gt=0, description="Completions a minute.")
+    calls_per_minute: float | None = Field(None, gt=0, description="Groups per minute. Unset, there is no limit.")
+    completions_per_minute: float | None = Field(
+        None, gt=0, description="Completions per minute. Unset, there is no limit."
+    )
 
 
 class ServerConfig(BaseModel):
-    """A server's whole configuration."""
+    """The configuration of a reward server."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -153,29 +165,29 @@ class ServerConfig(BaseModel):
     processes: int = Field(
         1,
         ge=1,
-        description="Server processes, each with an event loop, a copy of every scorer and limits.max_queued_* of its "
-        "own; they share the addresses and the workers. Callers are dealt out to them by connection.",
+        description="Server processes. Each has its own event loop, its own copy of every scorer and its own "
+        "limits.max_queued_*; they share the addresses and the workers. Callers are distributed by connection.",
     )
     workers: int = Field(
         default_factory=_default_workers,
         ge=1,
-        description="Worker processes for scorers that are synchronous code; each scores one group at a time. Every "
-        "server process has at least one.",
+        description="Worker processes for synchronous scorers. Each scores one group at a time, and every server "
+        "process has at least one.",
     )
     worker_memory_bytes: int | None = Field(
         None,
         gt=0,
-        description="Memory that a worker process may hold as data (Linux); beyond it an allocation fails, and with it "
-        "the score. Unset, only the system's out-of-memory killer stops a worker.",
+        description="Memory limit of a worker process, in bytes of data (Linux). Beyond it an allocation fails, and so "
+        "does the score. Unset, only the system's out-of-memory killer stops a worker.",
     )
-    limits: LimitsConfig = Field(LimitsConfig(), description="What a caller may send.")
+    limits: LimitsConfig = Field(LimitsConfig(), description="Limits on what callers may send.")
     cache: CacheConfig | None = Field(
         None,
-        description="Keep the scores of deterministic scorers: on, or any of max_bytes, path, max_disk_bytes. Off if "
-        "unset: sampled completions seldom repeat, and a scorer that is wrongly held deterministic would be frozen.",
+        description="Keep the scores of deterministic scorers: true, or a mapping. It is off by default, since sampled "
+        "completions seldom repeat, and the scores of a scorer that is wrongly taken as deterministic would be frozen.",
     )
     listen: tuple[str, ...] = Field(
-        (DEFAULT_LISTEN,), min_length=1, description="Addresses, each host:port or unix:path; port 0 takes a free one."
+        (DEFAULT_LISTEN,), min_length=1, description="Addresses, each host:port or unix:path; port 0 takes a free port."
     )
     drain_grace_s: float = Field(
         30.0, ge=0, allow_inf_nan=False, description="Seconds that calls in flight get to finish when the server stops."
@@ -184,49 +196,50 @@ class ServerConfig(BaseModel):
         300.0,
         gt=0,
         lt=2**31 / 1000,
-        description="Seconds, give or take a tenth, after which a caller is asked to connect again, so that replicas "
-        "which were added behind its name since then get traffic. Calls in flight finish, however long they take.",
+        description="Seconds (± 10 %) after which a caller is asked to connect again, so that replicas that were added "
+        "behind the server's name get traffic. Calls in flight finish, however long they take.",
     )
     tls: TLSConfig | None = Field(
-        None, description="Encryption: cert and key, and client_ca for mutual TLS. Unix sockets need none and use none."
+        None, description="Encryption: cert and key, and client_ca for mutual TLS. Unix sockets are not encrypted."
     )
     tokens_file: Path | None = Field(
         None,
-        description="A file of bearer tokens, one a line as `token` or `name: token`, # begins a comment: callers need "
-        "one of them, on unix sockets too. Read again when it changes.",
+        description="A file of bearer tokens, one per line as `token` or `name: token`; # begins a comment. Callers "
+        "need one of them, on unix sockets too. The file is read again when it changes.",
     )
     quotas: dict[str, QuotaConfig] = Field(
-        default_factory=dict, description="What each token may ask for in a minute, by its name in tokens_file."
+        default_factory=dict, description="What each token may ask for per minute, by its name in tokens_file."
     )
     allow_insecure: bool = Field(
-        False, description="Allow listening beyond this machine without TLS, or without tokens and client certificates."
+        False,
+        description="Allow connections from other machines without TLS, or without tokens and client certificates.",
     )
     reflection: bool = Field(
         True,
-        description="Serve gRPC reflection: the published .proto, to anybody who reaches the port, without a token. "
-        "Health (grpc.health.v1) is always served, without a token too: balancers ask it, and it tells only whether "
-        "the server serves.",
+        description="Serve gRPC reflection: it shows the published .proto to anybody who reaches the port, without a "
+        "token. Health (grpc.health.v1) is always served, also without a token: load balancers ask for it, and it "
+        "tells only whether the server serves.",
     )
-    metrics: MetricsConfig | None = Field(None, description="A page for Prometheus. Unset, there is none.")
+    metrics: MetricsConfig | None = Field(None, description="A metrics page for Prometheus. Unset, there is none.")
     records: RecordsConfig | None = Field(
-        None, description="A file of what was scored. Unset, prompts and completions are written nowhere."
+        None, description="A file of the groups that were scored. Unset, prompts and completions are not written."
     )
 
     _paths = field_validator("tokens_file")(_in_folder)
 
-    @field_validator("cache", mode="before")
+    @field_validator("cache", mode="before", json_schema_input_type=bool | CacheConfig | None)
     @classmethod
     def _on_or_off(cls, value: Any) -> Any:
         return ({} if value else None) if isinstance(value, bool) else value
 
-    @field_validator("listen", mode="before")
+    @field_validator("listen", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
 
 def load_config(path: str | Path) -> ServerConfig:
-    """Reads a YAML (or JSON) file. Relative paths in it are looked up in its folder. Raises ConfigError."""
+    """Reads a YAML or JSON file. Relative paths in it are relative to its folder. Raises ConfigError."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -238,7 +251,7 @@ def load_config(path: str | Path) -> ServerConfig:
 
 
 def config_from_text(text: str, base_dir: Path | None = None, source: str = "configuration") -> ServerConfig:
-    """A configuration from YAML or JSON text. Raises ConfigError, which names `source` and the line."""
+    """Parses YAML or JSON text. Raises ConfigError, which names `source` and the line."""
     try:
         mapping = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
@@ -250,7 +263,7 @@ def config_from_text(text: str, base_dir: Path | None = None, source: str = "con
 
 
 def config_from_mapping(mapping: Any, base_dir: Path | None = None, source: str = "configuration") -> ServerConfig:
-    """A configuration from what its file holds. Raises ConfigError that lists everything wrong, a line a field."""
+    """Validates what a file would hold. Raises ConfigError, which lists every error in a line of its own."""
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{source} must hold a mapping with the key `scorers`, not {mapping!r:.80}")
     problems: list[str] = []
@@ -269,7 +282,7 @@ def config_from_mapping(mapping: Any, base_dir: Path | None = None, source: str 
 
 
 def digest_of(scorers: Sequence[ScorerOptions], versions: Sequence[str]) -> str:
-    """SHA-256 over what decides the scores: every scorer's options and version, not where or how it is served."""
+    """SHA-256 over everything that decides the scores: every scorer's options and version, but not how it is served."""
     described = [
         {"options": options.model_dump(mode="json"), "version": version}
         for options, version in zip(scorers, versions, strict=True)

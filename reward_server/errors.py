@@ -2,18 +2,18 @@
 
     RewardServerError
     ├── ConfigError (ValueError)              a configuration that cannot be used, by field
-    ├── ScorerLoadError (RuntimeError)        a scorer that cannot be built: import, model path, option
+    ├── ScorerLoadError (RuntimeError)        a scorer that cannot be loaded: import, model path, option
     ├── InvalidGroupError (ValueError)        the caller's group: malformed, unknown scorer, missing column
-    │   └── GroupTooLargeError                beyond a limit of the server; never worth a retry
+    │   └── GroupTooLargeError                a group beyond a limit of the server; never retried
     ├── WireVersionError (RuntimeError)       client and server speak different versions of the wire
     ├── CredentialsError (PermissionError)    missing or wrong credentials
     ├── OverloadedError (RuntimeError)        the server is full for now
-    ├── UnavailableError (ConnectionError)    nobody answers, or the server is draining
+    ├── UnavailableError (ConnectionError)    no server answers, or it is draining
     ├── DeadlineError (TimeoutError)          no answer before the deadline
     ├── CallError (RuntimeError)              any other end of a call; carries gRPC's code
-    └── ScoringFailedError (RuntimeError)     scores that a policy does not let pass
+    └── ScoringFailedError (RuntimeError)     failed scores that the failure policy does not accept
 
-Each inherits the standard type that it refines, so `except TimeoutError` works too.
+Each error also inherits the standard type that it refines, so that `except TimeoutError` works.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import grpc
 
 
 class RewardServerError(Exception):
-    """Root of everything that this package raises on purpose."""
+    """The root of all errors that this package raises on purpose."""
 
 
 class ConfigError(RewardServerError, ValueError):
@@ -48,13 +48,13 @@ class WireVersionError(RewardServerError, RuntimeError):
 
 
 class CredentialsError(RewardServerError, PermissionError):
-    """The server refuses the caller's credentials, or misses them."""
+    """The caller sends no credentials, or the server refuses them."""
 
 
 class OverloadedError(RewardServerError, RuntimeError):
-    """The server is full for now; the call may be retried later, `retry_after_s` seconds if the server knows.
+    """The server is full for now. The call may be retried, after `retry_after_s` seconds if the server knows that.
 
-    `reason` is for its counters: "full", "share" (the caller's), "quota" (the token's).
+    `reason` is a label of the server's counters: "full", "share" (of the caller) or "quota" (of the token).
     """
 
     def __init__(self, message: str = "", retry_after_s: float | None = None, reason: str = "full"):
@@ -64,7 +64,7 @@ class OverloadedError(RewardServerError, RuntimeError):
 
 
 class UnavailableError(RewardServerError, ConnectionError):
-    """Nobody answers at the endpoint, or the server there is draining."""
+    """No server answers at the endpoint, or the server there is draining."""
 
 
 class DeadlineError(RewardServerError, TimeoutError):
@@ -72,7 +72,7 @@ class DeadlineError(RewardServerError, TimeoutError):
 
 
 class CallError(RewardServerError, RuntimeError):
-    """A call that ended in a way that the table does not name; `code` is gRPC's."""
+    """A call that ended with a code that the table does not have; `code` is that code."""
 
     def __init__(self, message: str, code: grpc.StatusCode = grpc.StatusCode.UNKNOWN):
         super().__init__(message)
@@ -80,7 +80,7 @@ class CallError(RewardServerError, RuntimeError):
 
 
 class ScoringFailedError(RewardServerError, RuntimeError):
-    """Scores came back that are none, and the failure policy does not let that pass."""
+    """Scores have failed, and the failure policy does not accept that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +103,22 @@ TABLE = (
     Row(UnavailableError, grpc.StatusCode.UNAVAILABLE, retryable=True),
     Row(DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED, retryable=False),
 )
-"""Read by the service (error to code), the client (code to error) and the client's service config (what is retried)."""
+"""The service reads it from error to code, the client from code to error; the client also reads what is retried."""
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
-    """The code that an error travels as: the most specific row's, INTERNAL for what is not ours."""
+    """The code for an error, by the most specific row; INTERNAL for an error that is not ours."""
     matches = [row for row in TABLE if type(error) is row.error] or [r for r in TABLE if isinstance(error, r.error)]
     return matches[0].code if matches else grpc.StatusCode.INTERNAL
 
 
 def is_too_large(code: grpc.StatusCode, message: str) -> bool:
-    """Whether the transport refused a message for its size, which has the code of a server that is busy."""
+    """Whether the transport refused a message for its size. gRPC gives that the same code as a busy server."""
     return code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in message.lower()
 
 
 def error_of(code: grpc.StatusCode, message: str) -> RewardServerError:
-    """The error that a code stands for, with this message."""
+    """The error for a code, with this message."""
     if is_too_large(code, message):
         return GroupTooLargeError(f"{message}: raise limits.max_group_bytes at the server, or send fewer columns")
     for row in TABLE:
@@ -128,5 +128,5 @@ def error_of(code: grpc.StatusCode, message: str) -> RewardServerError:
 
 
 def retryable_codes() -> list[str]:
-    """The names of the codes that a client retries, for gRPC's service config."""
+    """The names of the codes that a client retries."""
     return [row.code.name for row in TABLE if row.retryable]

@@ -1,7 +1,7 @@
-"""The values that the service speaks of: a group, what its scores came to, and what a server is.
+"""The values that client and server exchange: a group, its scores, and a server's info.
 
-Owns the dataclasses and nothing else. Knows nothing of protobuf, gRPC, configuration or scorers' kinds; imports nothing
-of ours.
+Owns the dataclasses and nothing else. Knows nothing of protobuf, gRPC, configuration or kinds of scorers, and imports
+nothing of ours.
 
 Legend: G completions of a group, S scorers.
 """
@@ -23,7 +23,7 @@ Content = str | Sequence[Message]
 
 
 class Status(enum.IntEnum):
-    """What became of one (completion, scorer). The numbers are those of the wire."""
+    """The outcome of one scorer for one completion. The numbers are those of the wire."""
 
     OK = 1
     NOT_APPLICABLE = 2
@@ -33,13 +33,13 @@ class Status(enum.IntEnum):
 
     @property
     def is_failure(self) -> bool:
-        """True for INVALID, TIMEOUT and FAILED: a score was due and there is none."""
+        """Whether a score was due and there is none: INVALID, TIMEOUT and FAILED."""
         return self not in (Status.OK, Status.NOT_APPLICABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one scorer says of one completion; `value` is a finite float if the status is OK and None otherwise."""
+    """The score of one completion by one scorer. `value` is a finite float if the status is OK, and None otherwise."""
 
     status: Status
     value: float | None = None
@@ -50,8 +50,8 @@ class Score:
 class Completion:
     """One sampled output.
 
-    `token_ids` are absent unless they were asked for; `columns` holds what differs between siblings; `prompt` is given
-    only where it differs from the group's.
+    `token_ids` is None unless they were asked for. `columns` holds the columns that differ between the completions of a
+    group, and `prompt` is given only if it differs from the group's.
     """
 
     content: Content
@@ -62,10 +62,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One prompt and its G completions: the unit that is scored, whole and once.
+    """One prompt and its G completions: the unit of scoring. A group is scored whole, and once.
 
-    `columns` are the other columns of the prompt's dataset row; `scorers` the names of the scorers to run, none meaning
-    all of them.
+    `columns` are the other columns of the prompt's row in the dataset. `scorers` are the names of the scorers to run;
+    empty means all of them.
     """
 
     prompt: Content
@@ -85,9 +85,9 @@ class Group:
         columns: Sequence[Mapping[str, Any]] | None = None,
         **names: Any,
     ) -> Group:
-        """A group out of its G rows as a trainer holds them: what all rows share is said once.
+        """A group of G rows as a trainer holds them. A value that all rows share is stored once.
 
-        `columns` holds each row's dataset columns; `names` are run_id, step, group_id and scorers.
+        `columns` holds the dataset columns of each row; `names` are run_id, step, group_id and scorers.
         """
         columns = [{}] * len(prompts) if columns is None else columns
         shared = {
@@ -119,24 +119,26 @@ class Group:
         return [c.content for c in self.completions]
 
     def column(self, name: str) -> list[Any]:
-        """The values of a column, G long. Raises KeyError where a completion has no such column."""
+        """The values of a column, G long. Raises KeyError if a completion has no such column."""
         return [c.columns[name] if name in c.columns else self.columns[name] for c in self.completions]
 
     def column_names(self) -> list[str]:
-        """Every column that the row or at least one completion has, the row's first, each once."""
+        """The names of the columns that the group or at least one completion has, the group's first."""
         return list(dict.fromkeys([*self.columns, *(name for c in self.completions for name in c.columns)]))
 
 
 def _is_same(a: Any, b: Any) -> bool:
     try:
         return a is b or (type(a) is type(b) and bool(a == b))
-    except ValueError:  # arrays compare by element; they are no JSON either, and an error names them when they are sent
+    except (
+        ValueError
+    ):  # arrays compare by element; JSON cannot hold them either, and sending them raises an error that names them
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerScores:
-    """What one scorer said of a whole group: G scores, and what its function logged by TRL's `log_metric`, `log_extra`.
+    """The G scores of a group by one scorer, and what its function logged by TRL's `log_metric` and `log_extra`.
 
     `metrics` are means over the group; each of the `extra` columns is G long.
     """
@@ -151,7 +153,7 @@ class ScorerScores:
 
 @dataclass(frozen=True, slots=True)
 class GroupScores:
-    """The answer to a group: S scorers, in the order of the server's configuration."""
+    """The scores of a group by S scorers, in the order of the server's configuration."""
 
     group_id: str
     scorers: tuple[ScorerScores, ...]
@@ -160,7 +162,7 @@ class GroupScores:
     compute_s: float = 0.0
 
     def rewards(self) -> list[float | None]:
-        """The weighted sum of what is OK for each completion, G long; None where a score failed or none applies."""
+        """The weighted sum of scores of each completion, G long; None if a score failed or no scorer applies."""
         return [_weighted_sum(self.scorers, index) for index in range(len(self.scorers[0].scores))]
 
 
@@ -174,7 +176,7 @@ def _weighted_sum(scorers: Sequence[ScorerScores], index: int) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class ScorerInfo:
-    """One scorer of a server. `kind` is its `type` in the configuration."""
+    """The description of one scorer of a server. `kind` is its `type` in the configuration."""
 
     name: str
     kind: str
@@ -187,7 +189,7 @@ class ScorerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a server takes: the longest request in bytes, the most completions in a group."""
+    """The limits of a server: the longest request in bytes, and the most completions in a group."""
 
     max_group_bytes: int
     max_completions: int
@@ -195,7 +197,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server is. Two servers with the same `config_digest` give the same rewards."""
+    """The description of a server. Two servers with the same `config_digest` give the same rewards."""
 
     wire_version: int
     server_version: str

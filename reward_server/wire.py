@@ -1,15 +1,16 @@
-"""Our types to protobuf and back; the only file that touches message fields.
+"""Translates our types to protobuf messages and back. No other file touches the fields of messages.
 
-Owns the translation and the checks that a message needs before it is one of our types. Knows nothing of channels,
+Owns the translation and the checks that a message needs before it becomes one of our types. Knows nothing of channels,
 servers or scorers.
 
-What JSON carries: columns, chat messages, extra columns. Integers of any size, nested lists, Unicode and null travel as
-they are; NaN and infinity are refused, since JSON has none. Text that UTF-8 cannot carry (a lone surrogate, which
+Columns, chat messages and extra columns travel as JSON. Integers of any size, nested lists, Unicode and null arrive as
+they were; NaN and infinity are refused, since JSON has neither. Text that UTF-8 cannot hold (a lone surrogate, which
 decoding a truncated completion can produce) travels as an escaped JSON string.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,7 @@ from reward_server.v1 import reward_pb2 as pb
 
 
 def dump_json(value: Any, what: str) -> str:
-    """A JSON document; raises InvalidGroupError that names `what` and the offending place if `value` has none."""
+    """A value as JSON. Raises InvalidGroupError, which names `what` and the reason, if JSON cannot hold it."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError) as error:
@@ -44,13 +45,13 @@ def dump_json(value: Any, what: str) -> str:
 
 
 def dump_columns(columns: Mapping[str, Any]) -> str:
-    """Columns as a JSON object, "" for none; an error names the column and the way out."""
+    """Columns as a JSON object, "" for none. Raises InvalidGroupError, which names the column and the way out."""
     if not columns:
         return ""
     try:
         return json.dumps(columns, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError):
-        pass  # find out which column it is
+        pass  # the loop below finds out which column it is
     for name, value in columns.items():
         try:
             json.dumps({name: value}, allow_nan=False)
@@ -60,7 +61,7 @@ def dump_columns(columns: Mapping[str, Any]) -> str:
                 f"is not JSON ({error}); convert the column to text, numbers, lists or null, or drop it from the "
                 "dataset (reward_columns says which columns are sent)"
             ) from error
-    raise AssertionError("a column set that is not JSON has a column that is not JSON")
+    raise AssertionError("columns that JSON cannot hold include a column that JSON cannot hold")
 
 
 def _load_object(text: str, what: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _decode_content(message: pb.Content, what: str) -> Content:
 
 
 def encode_group(group: Group) -> pb.ScoreGroupRequest:
-    """A group as a request. Raises InvalidGroupError for what JSON cannot carry."""
+    """A group as a request. Raises InvalidGroupError for a value that JSON cannot hold."""
     return pb.ScoreGroupRequest(
         wire_version=WIRE_VERSION,
         run_id=group.run_id,
@@ -138,7 +139,7 @@ def _encode_completion(completion: Completion, index: int) -> pb.Completion:
 
 
 def parse_group(data: bytes) -> Group:
-    """A serialised request as a group. Raises WireVersionError, and InvalidGroupError for what is no group."""
+    """A serialised request as a group. Raises WireVersionError, or InvalidGroupError if it is no group."""
     try:
         request = pb.ScoreGroupRequest.FromString(data)
     except DecodeError as error:
@@ -148,7 +149,7 @@ def parse_group(data: bytes) -> Group:
 
 
 def parse_info_request(data: bytes) -> None:
-    """Checks a serialised request for a server's info. Raises as `parse_group` does; 0 means unsaid, and passes."""
+    """Checks a serialised request for a server's info, which may lack the wire version. Raises as `parse_group`."""
     try:
         request = pb.GetServerInfoRequest.FromString(data)
     except DecodeError as error:
@@ -165,7 +166,7 @@ def _check_version(version: int) -> None:
 
 
 def decode_group(request: pb.ScoreGroupRequest) -> Group:
-    """A request as a group. Raises InvalidGroupError for what is no group."""
+    """A request as a group. Raises InvalidGroupError if it is no group."""
     if not request.completions:
         raise InvalidGroupError("a group needs at least one completion; this request has none")
     return Group(
@@ -180,7 +181,7 @@ def decode_group(request: pb.ScoreGroupRequest) -> Group:
 
 
 def _decode_completion(message: pb.Completion, index: int) -> Completion:
-    # The usual completion is text and nothing else, and a step has thousands of them.
+    # A step has thousands of completions, and nearly all of them are plain text: this path is fast for those.
     token_ids, columns_json = message.token_ids, message.columns_json
     return Completion(
         message.content.text or _decode_content(message.content, f"completion {index}"),
@@ -194,7 +195,7 @@ def _decode_completion(message: pb.Completion, index: int) -> Completion:
 
 
 def encode_scores(scores: GroupScores) -> pb.ScoreGroupResponse:
-    """The answer to a group as a response."""
+    """The scores of a group as a response."""
     return pb.ScoreGroupResponse(
         group_id=scores.group_id,
         scorers=[_encode_scorer_scores(scorer) for scorer in scores.scorers],
@@ -207,7 +208,7 @@ def encode_scores(scores: GroupScores) -> pb.ScoreGroupResponse:
 def _encode_scorer_scores(scorer: ScorerScores) -> pb.ScorerScores:
     message = pb.ScorerScores(name=scorer.name, version=scorer.version, weight=scorer.weight)
     add = message.scores.add
-    for score in scorer.scores:  # in place: half the time of building G messages first
+    for score in scorer.scores:  # in place, which takes half the time of building G messages first
         encoded = add()
         encoded.status = int(score.status)  # type: ignore[assignment]
         if score.value is not None:
@@ -226,7 +227,7 @@ def _as_utf8(text: str) -> str:
 
 
 def decode_scores(response: pb.ScoreGroupResponse) -> GroupScores:
-    """A response as the answer to a group."""
+    """A response as the scores of a group."""
     return GroupScores(
         group_id=response.group_id,
         scorers=tuple(_decode_scorer_scores(message) for message in response.scorers),
@@ -250,7 +251,7 @@ def _decode_scorer_scores(message: pb.ScorerScores) -> ScorerScores:
 def _decode_score(message: pb.Score) -> Score:
     try:
         status = Status(message.status)
-    except ValueError:  # a status of a later server: whatever it is, it is no score
+    except ValueError:  # a status that only later servers know: it is not a score
         return Score(Status.FAILED, message=f"unknown status {message.status}: {message.message}")
     if status is Status.OK and not message.HasField("value"):
         return Score(Status.INVALID, message="status OK without a value")
@@ -261,32 +262,18 @@ def _decode_score(message: pb.Score) -> Score:
 
 
 def encode_info(info: ServerInfo) -> pb.GetServerInfoResponse:
-    """What a server is, as a response."""
+    """A server's info as a response."""
     return pb.GetServerInfoResponse(
         wire_version=info.wire_version,
         server_version=info.server_version,
         config_digest=info.config_digest,
-        scorers=[
-            pb.ScorerInfo(
-                name=scorer.name,
-                kind=scorer.kind,
-                version=scorer.version,
-                weight=scorer.weight,
-                deterministic=scorer.deterministic,
-                group_aware=scorer.group_aware,
-                required_columns=scorer.required_columns,
-            )
-            for scorer in info.scorers
-        ],
-        limits=pb.Limits(
-            max_group_bytes=info.limits.max_group_bytes,
-            max_completions=info.limits.max_completions,
-        ),
+        scorers=[pb.ScorerInfo(**dataclasses.asdict(scorer)) for scorer in info.scorers],
+        limits=pb.Limits(**dataclasses.asdict(info.limits)),
     )
 
 
 def decode_info(response: pb.GetServerInfoResponse) -> ServerInfo:
-    """A response as what a server is."""
+    """A response as a server's info."""
     return ServerInfo(
         wire_version=response.wire_version,
         server_version=response.server_version,

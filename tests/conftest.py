@@ -12,20 +12,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL calls rollout_func experimental in a warning
 
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reward_server.launch import ServerProcess, launch_server
 from tests.support.builders import save_tiny_model
-
-SCORING = Path(__file__).parent / "support" / "scoring.py"
-
-
-def function(name: str, **options: Any) -> dict[str, Any]:
-    """A function scorer of tests/support/scoring.py, for a server's configuration."""
-    return {"type": "function", "name": name, "function": f"{SCORING}:{name}", **options}
+from tests.support.servers import SCORING, function  # noqa: F401 - where tests found them before
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,19 +1,21 @@
-"""The arrows between the rooms go one way, and the light part stays light."""
+"""The imports between folders go one way, and what a client or trainer loads stays light."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+OURS = ("reward_server", "grpo_plugin", "tests")
 
-# What each room of `reward_server` may import of its siblings: the arrows of the map, all downwards.
+# What each room (a folder or a top-level file) may import of its siblings: whole rooms, or single modules of them.
 VALUES = {"types", "errors"}
-ARROWS = {
+SERVER_ARROWS = {
     "types": set(),
     "errors": set(),
     "v1": set(),
@@ -24,74 +26,87 @@ ARROWS = {
     "scorers": VALUES | {"sandbox"},
     "config": VALUES | {"addresses", "scorers"},
     "execution": VALUES | {"processes", "scorers"},
-    "observability": VALUES | {"addresses", "config", "execution"},
-    "cache": VALUES | {"config", "execution", "scorers"},
-    "client": VALUES | {"observability", "v1", "wire"},
-    "launch": VALUES | {"client", "processes"},
+    "observability": VALUES | {"addresses", "config", "execution.executors", "execution.results"},
+    "cache": VALUES | {"execution.executors", "execution.results", "scorers.base", "scorers.loading"},
+    "client": VALUES | {"observability.tracing", "v1", "wire"},
+    "launch": VALUES | {"processes"},
+    "supervise": {"launch"},
     "serving": VALUES
-    | {"addresses", "cache", "config", "execution", "launch", "observability", "processes", "scorers", "v1", "wire"},
+    | {"addresses", "cache", "config", "execution", "observability", "processes", "scorers", "v1", "wire"},
     "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
     "view": VALUES | {"config", "evaluation", "observability"},
     "cli": VALUES
     | {"evaluation", "view", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
-# Rooms that see less of a sibling than the whole of it.
-PARTS = {
-    "reward_server/client": {"observability": {"tracing"}},
-}
 PLUGIN_ARROWS = {
     "errors": set(),
-    "config": {"errors", "rewards"},
+    "config": {"errors", "rewards.policies"},
+    "policies": {"rewards.policies"},
     "batching": {"config", "errors", "rewards"},
     "rewards": {"config", "errors"},
     "trainer": {"batching", "config", "errors", "rewards"},
     "cli": {"config", "errors", "trainer", "train"},
     "train": {"cli", "config", "errors", "trainer"},
 }
-PLUGIN_SEES = {"client", "launch", "types", "errors", "observability"}
-
-
-def files_of(package: str, room: str) -> list[Path]:
-    path = ROOT / package / room
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+# What the plugin may import of `reward_server`: the parts that load neither torch nor the server.
+PLUGIN_SEES = VALUES | {"client", "launch", "observability.tracing"}
 
 
 def files(room: str) -> list[Path]:
+    """The files of a room: `reward_server/cache`, `reward_server/wire`, or a whole package."""
     path = ROOT / room
-    return [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
-def imported_rooms(path: Path, package: str) -> set[str]:
-    """The first names under `package` that a file imports, at any depth of its code."""
-    found = set()
+def imported_modules(path: Path, package: str) -> Iterator[str]:
+    """The modules under `package` that a file imports, at any depth of its code: `execution.results`."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == package:
-            names = [f"{package}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            modules = [_module_of(node.module, alias.name) for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
-    return found
+        yield from (module.partition(".")[2] for module in modules if module.startswith(f"{package}."))
 
 
-@pytest.mark.parametrize("room", ARROWS)
+def _module_of(module: str, name: str) -> str:
+    """`from module import name` imports a module of that name if there is one."""
+    path = ROOT / module.replace(".", "/") / name
+    return f"{module}.{name}" if path.is_dir() or path.with_suffix(".py").exists() else module
+
+
+def check(path: Path, package: str, allowed: set[str]) -> None:
+    """Fails with both rooms' names if a file imports what its room may not."""
+    importing = ".".join(path.relative_to(ROOT).with_suffix("").parts[:2])
+    for module in imported_modules(path, package):
+        room = f"{package}.{module.partition('.')[0]}"
+        is_allowed = room == importing or any(f"{module}.".startswith(f"{arrow}.") for arrow in allowed)
+        assert is_allowed, (
+            f"{path.relative_to(ROOT)}: the room {importing} must not import {package}.{module} of the room {room}; "
+            f"it may import {', '.join(sorted(allowed)) or 'no sibling'}"
+        )
+
+
+@pytest.mark.parametrize("room", SERVER_ARROWS)
 def test_a_room_of_the_server_imports_only_the_rooms_below_it(room: str) -> None:
-    for path in files_of("reward_server", room):
-        extra = imported_rooms(path, "reward_server") - ARROWS[room] - {room, "__version__"}
-        assert not extra, f"{path.relative_to(ROOT)}: {room} must not import {sorted(extra)}"
+    for path in files(f"reward_server/{room}"):
+        check(path, "reward_server", SERVER_ARROWS[room])
 
 
 @pytest.mark.parametrize("room", PLUGIN_ARROWS)
 def test_a_room_of_the_plugin_imports_only_the_rooms_below_it(room: str) -> None:
-    for path in files_of("grpo_plugin", room):
-        extra = imported_rooms(path, "grpo_plugin") - PLUGIN_ARROWS[room] - {room}
-        assert not extra, f"{path.relative_to(ROOT)}: {room} must not import {sorted(extra)}"
+    for path in files(f"grpo_plugin/{room}"):
+        check(path, "grpo_plugin", PLUGIN_ARROWS[room])
 
 
-@pytest.mark.parametrize(("package", "arrows"), [("reward_server", ARROWS), ("grpo_plugin", PLUGIN_ARROWS)])
+def test_a_forbidden_import_is_reported_with_the_names_of_both_rooms() -> None:
+    path = ROOT / "reward_server" / "serving" / "server.py"  # it imports the service, as a scorer must not
+    with pytest.raises(AssertionError, match=r"the room reward_server.serving must not import .* of the room reward_s"):
+        check(path, "reward_server", SERVER_ARROWS["scorers"])
+
+
+@pytest.mark.parametrize(("package", "arrows"), [("reward_server", SERVER_ARROWS), ("grpo_plugin", PLUGIN_ARROWS)])
 def test_every_room_is_on_the_map(package: str, arrows: dict[str, set[str]]) -> None:
     rooms = {
         path.stem for path in (ROOT / package).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")
@@ -99,16 +114,24 @@ def test_every_room_is_on_the_map(package: str, arrows: dict[str, set[str]]) -> 
     assert rooms == set(arrows)
 
 
+def test_every_room_says_what_it_owns_or_does_not_know() -> None:
+    for package, arrows in (("reward_server", SERVER_ARROWS), ("grpo_plugin", PLUGIN_ARROWS)):
+        for path in (ROOT / package / room / "__init__.py" for room in arrows if room != "v1"):
+            if path.exists():
+                docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+                says_it = "Owns" in docstring or "Knows nothing" in docstring
+                assert says_it, f"{path.relative_to(ROOT)} says neither what the room owns nor what it does not know"
+
+
 def test_the_server_never_imports_the_plugin() -> None:
     for path in files("reward_server"):
-        assert not imported_rooms(path, "grpo_plugin"), path
+        check(path, "grpo_plugin", set())
         assert "import grpo_plugin" not in path.read_text(), path
 
 
 def test_the_plugin_sees_of_the_server_only_its_light_part() -> None:
     for path in files("grpo_plugin"):
-        extra = imported_rooms(path, "reward_server") - PLUGIN_SEES
-        assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
+        check(path, "reward_server", PLUGIN_SEES)
 
 
 @pytest.mark.parametrize("module", ["reward_server.client", "reward_server.launch", "grpo_plugin", "grpo_plugin.cli"])
@@ -127,6 +150,14 @@ def test_what_runs_inside_a_sandbox_imports_nothing_but_the_standard_library_and
             for name in names:
                 is_own = name.startswith("reward_server.sandbox.inside")
                 assert is_own or name.split(".")[0] in sys.stdlib_module_names, f"{path} imports {name}"
+
+
+def test_no_file_imports_a_private_name_of_another() -> None:
+    for path in [*files("reward_server"), *files("grpo_plugin"), *files("tests")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+                private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name[1] != "_"]
+                assert not private, f"{path.relative_to(ROOT)} imports {private} of {node.module}: make them public"
 
 
 def test_only_the_wire_touches_message_fields() -> None:

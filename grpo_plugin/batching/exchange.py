@@ -117,7 +117,7 @@ def exchange(
     """
     place = {row: index for index, row in enumerate(held)}
     stayed = {row: index for row, index in place.items() if target_R[row] == ranks.rank}
-    moves_R = (target_R >= 0) & (target_R != source_R)
+    moves_R = (source_R >= 0) & (target_R >= 0) & (target_R != source_R)
     if not moves_R.any():
         return HeldRows(stayed, fields, {}, padded)
     to_others = np.flatnonzero(moves_R & (source_R == ranks.rank))

@@ -1,27 +1,28 @@
-"""How rows go through the model: padded or packed, whichever the model takes and gives the same numbers for.
+"""How rows go through the model: padded or packed, whichever is cheapest among those that give TRL's numbers.
 
-Owns the finding out (once, on a few tokens) and one forward of given rows. Knows nothing of plans, windows or losses.
-
-What a model cannot do is found by doing it: log-probabilities of a few tokens, each way, against TRL's own. That also
-meets models whose code is not transformers' own, and kernels that are not what they seem on the device at hand.
+Owns the choice of a layout and one forward of packed rows. What a model can do is found out by `trial`. Knows nothing
+of plans, steps or losses.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_compiled_module
 
-from grpo_plugin.batching.packing import STANDS_IN_FOR, pack, register
-from grpo_plugin.batching.plan import Layout, PackedLayout, PaddedLayout, Rows, attention_cost
+from grpo_plugin.batching.packing import DeviceIndex, PackingIndex, to_device
+from grpo_plugin.batching.plan import Layout, MicroBatch, PackedLayout, PaddedLayout, Rows, attention_cost
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.table import prompt_numbers
+from grpo_plugin.batching.trial import Trial
 
 logger = get_logger(__name__)
+
+PACKING = "packing"  # the key under which a micro-batch says where its tokens go in a packed forward
 
 LogProbs = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -30,28 +31,94 @@ LogProbs = tuple[torch.Tensor, torch.Tensor | None]
 _OVERHEAD_TOKENS = {"cpu": 32}
 _OVERHEAD_TOKENS_GPU = 1024
 
-# Mean difference of log-probabilities up to which two ways count as the same: in float32, and in half precision.
-_TOLERANCE = 1e-4
-_TOLERANCE_HALF = 3e-2
-
 
 def packed_forward(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int, layout: PackedLayout, autocast: Any
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    width: int,
+    layout: PackedLayout,
+    autocast: Any,
+    index: DeviceIndex | None = None,
 ) -> LogProbs:
-    """Log-probabilities and entropies of completions `width` wide, shape (N, width)."""
-    families = layout.families(_rows(input_ids, attention_mask, width), range(len(input_ids)))
-    packed = pack(input_ids, attention_mask, width, families)
+    """Log-probabilities and entropies of completions `width` wide, shape (N, width).
+
+    `index` is where the rows' tokens go (`with_packing`); without it the host reads the rows' lengths, once.
+    """
+    if index is None:
+        rows = read_rows(input_ids, attention_mask, width)
+        (index,) = packing_indices([(rows, input_ids.shape[1] - width, width)], layout, input_ids.device)
+    assert index.index.shape == (len(input_ids), width), "the indices are of another micro-batch"
+    packed = index.pack(input_ids)
+    if is_compiled_module(model):
+        logger.warning_once(
+            "attention of packed rows is not compiled, since its segments differ in every micro-batch; the rest of the "
+            "model is (torch_compile)"
+        )
     with autocast():
         output = model(**packed.inputs, fused_lm_head=True)
     entropy = None if output.entropy is None else packed.spread(output.entropy)
     return packed.spread(output.log_probs), entropy
 
 
-def _rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> Rows:
+def with_packing(
+    parts: Sequence[dict[str, Any]], batches: Sequence[MicroBatch], rows: Rows, layout: Layout | None
+) -> list[dict[str, Any]]:
+    """Micro-batches with where their tokens go in a packed forward (`PACKING`), all sent to the device in one copy.
+
+    `batches` are the numbers of their rows in `rows`, which the plan is made of: nothing is read from the device. An
+    empty one is a filler, a row of one prompt token and no completion. As they are where they are not packed.
+    """
+    if not isinstance(layout, PackedLayout):
+        return list(parts)
+    sizes = [(part["prompt_ids"].shape[1], part["completion_ids"].shape[1]) for part in parts]
+    known = [(_subset(rows, batch), *size) for batch, size in zip(batches, sizes, strict=True)]
+    indices = packing_indices(known, layout, parts[0]["prompt_ids"].device)
+    return [{**part, PACKING: index} for part, index in zip(parts, indices, strict=True)]
+
+
+def _subset(rows: Rows, batch: MicroBatch) -> Rows:
+    if not batch:
+        return Rows(*(np.array([value], dtype=np.int64) for value in (1, 0, 0, 0)))
+    index = np.asarray(batch, dtype=np.int64)
+    columns = (rows.prompt_tokens_R, rows.completion_tokens_R, rows.prompt_R, rows.rank_R)
+    return Rows(*(column[index] for column in columns))
+
+
+def packing_indices(
+    batches: Sequence[tuple[Rows, int, int]], layout: PackedLayout, device: torch.device
+) -> list[DeviceIndex]:
+    """Where the tokens of each micro-batch (its rows, prompt width, completion width) go, in one copy to the device."""
+    # A GPU's allocator, kernels and compiled graphs gain from lengths that come back; a CPU would only compute more.
+    few_lengths = device.type != "cpu"
+    indices = [
+        PackingIndex.of(rows, layout.families(rows, range(len(rows.rank_R))), prompts, completions, few_lengths)
+        for rows, prompts, completions in batches
+    ]
+    return to_device(indices, device)
+
+
+def read_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> Rows:
+    """The rows' lengths and which prompts are equal, read from the device in one copy.
+
+    ValueError if a row's tokens are not side by side: prompts are padded on the left, completions on the right.
+    """
     prompts = input_ids.shape[1] - width
-    numbers = prompt_numbers(input_ids[:, :prompts], attention_mask[:, :prompts])
-    tokens = [mask.sum(1).cpu().numpy() for mask in (attention_mask[:, :prompts], attention_mask[:, prompts:])]
-    return Rows(tokens[0], tokens[1], numbers.numpy(), np.zeros(len(input_ids), dtype=np.int64))
+    keep = attention_mask.bool()
+    table = torch.stack(
+        [
+            keep[:, :prompts].sum(1),
+            keep[:, prompts:].sum(1),
+            prompt_numbers(input_ids[:, :prompts], keep[:, :prompts]),
+            (keep[:, 1:prompts] < keep[:, : max(0, prompts - 1)]).any(1)
+            | (keep[:, prompts + 1 :] > keep[:, prompts:-1]).any(1),
+        ]
+    )
+    prompt_N, completion_N, number_N, gap_N = table.cpu().numpy()
+    if gap_N.any():
+        row = int(np.flatnonzero(gap_N)[0])
+        raise ValueError(f"row {row} has padding between its tokens; pad prompts on the left, completions on the right")
+    return Rows(prompt_N, completion_N, number_N, np.zeros_like(prompt_N))
 
 
 def find_layout(
@@ -70,11 +137,13 @@ def find_layout(
     `padded(input_ids, attention_mask, width)` is TRL's own way; `half` says that it computes in half precision. Every
     rank calls this at the same time, and all of them find the same.
     """
-    attention = attention_cost(*_widths(config))
     device = next(model.parameters()).device
-    overhead = _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS_GPU)
-    trial = _Trial(model, config, padded, autocast, ranks, _TOLERANCE_HALF if half else _TOLERANCE, device)
-    with trial.quiet():
+
+    def packed(layout: PackedLayout, ids: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
+        return packed_forward(model, ids, mask, width, layout, autocast)[0]
+
+    attention = attention_cost(*_widths(config))
+    with Trial(model, config, padded, packed, ranks, half=half, device=device).quiet() as trial:
         problem = trial.problem_of_padding()
         if problem:
             logger.warning(f"rows keep TRL's padding and micro-batches, since for this model {problem}")
@@ -84,11 +153,14 @@ def find_layout(
             layout = _packed_layout(trial, attention, shares)
             if layout is not None:
                 return layout
-    return PaddedLayout(attention, overhead)
+    return PaddedLayout(attention, _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS_GPU))
 
 
-def _packed_layout(trial: _Trial, attention: float, shares: bool) -> PackedLayout | None:
+def _packed_layout(trial: Trial, attention: float, shares: bool) -> PackedLayout | None:
     shared, plain = PackedLayout(attention, shares=True), PackedLayout(attention, shares=False)
+    if problem := trial.problem_of_model():
+        logger.warning(f"rows are padded, since for this model {problem}")
+        return None
     problem = trial.problem_of_packing(shared) if shares else None
     if shares and not problem:
         return shared
@@ -105,84 +177,3 @@ def _widths(config: Any) -> tuple[int, int]:
     hidden, inner = (getattr(config, name, None) for name in ("hidden_size", "intermediate_size"))
     hidden = hidden if isinstance(hidden, int) else 1024
     return hidden, inner if isinstance(inner, int) else 4 * hidden
-
-
-class _Trial:
-    """A few tokens in each layout against TRL's own."""
-
-    def __init__(
-        self,
-        model: Any,
-        config: Any,
-        padded: Callable[..., torch.Tensor],
-        autocast: Any,
-        ranks: Ranks,
-        tolerance: float,
-        device: torch.device,
-    ):
-        self._model = model
-        self._padded = padded
-        self._autocast = autocast
-        self._ranks = ranks
-        self._tolerance = tolerance
-        self._implementation = getattr(config, "_attn_implementation", None)
-        self._ids, self._mask = _trial_rows(config.vocab_size, device)
-        self._width = int(_TRIAL_COMPLETIONS.max())
-
-    @contextlib.contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Without gradient and dropout."""
-        training = {module: module.training for module in self._model.modules()}
-        self._model.eval()
-        try:
-            with torch.no_grad():
-                self._expected = self._padded(self._ids, self._mask, self._width)
-                yield
-        finally:
-            for module, was in training.items():
-                module.training = was
-
-    def problem_of_padding(self) -> str | None:
-        prompt = int(_TRIAL_PROMPTS[-1])
-        start = self._ids.shape[1] - self._width - prompt
-        alone = self._padded(self._ids[-1:, start:], self._mask[-1:, start:], self._width)
-        return self._difference(alone, self._expected[-1:], "log-probabilities depend on padding")
-
-    def problem_of_packing(self, layout: PackedLayout) -> str | None:
-        if self._implementation not in STANDS_IN_FOR:
-            return f"attention {self._implementation!r} takes no packed rows ({', '.join(STANDS_IN_FOR)} do)"
-        register()
-        try:
-            found, _ = packed_forward(self._model, self._ids, self._mask, self._width, layout, self._autocast)
-        except Exception as error:  # a model may refuse in whatever way; padded rows work with any
-            return self._agreed(f"packed rows raise {type(error).__name__}: {error}")
-        return self._difference(found, self._expected, "packed rows give other log-probabilities")
-
-    def _difference(self, found: torch.Tensor, expected: torch.Tensor, what: str) -> str | None:
-        difference = (found.float() - expected.float()).abs().mean().item()
-        if difference <= self._tolerance:
-            return self._agreed(None)
-        return self._agreed(f"{what} (by {difference:.1g} on average; {self._tolerance:g} is taken)")
-
-    def _agreed(self, problem: str | None) -> str | None:
-        """A problem of one rank is one of all: they would otherwise run forwards that the others do not."""
-        return None if self._ranks.all(problem is None) else problem or "another rank found other log-probabilities"
-
-
-# Three rows of one prompt, long enough to be worth sharing, and one of another.
-_TRIAL_PROMPTS = np.array([24, 24, 24, 9])
-_TRIAL_COMPLETIONS = np.array([12, 5, 1, 7])
-
-
-def _trial_rows(vocabulary: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, prompts left-padded, completions right-padded; the global generator stays."""
-    generator = torch.Generator().manual_seed(0)
-    width = int(_TRIAL_PROMPTS.max())
-    shape = (len(_TRIAL_PROMPTS), width + int(_TRIAL_COMPLETIONS.max()))
-    # Among the first ids: a model that sees takes later ones for images.
-    ids = torch.randint(1, min(vocabulary, 1000), shape, generator=generator)
-    ids[1:3, :width] = ids[0, :width]
-    column = torch.arange(shape[1])[None]
-    first = torch.from_numpy(width - _TRIAL_PROMPTS)[:, None]
-    end = torch.from_numpy(width + _TRIAL_COMPLETIONS)[:, None]
-    return ids.to(device), ((column >= first) & (column < end)).long().to(device)

@@ -15,8 +15,10 @@ Legend: N rows on this rank, R rows over all ranks, T tokens.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -28,18 +30,56 @@ from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.table import Table
 from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS
 
-PROMPT_FIELDS = ("prompt_ids", "prompt_mask")
-COMPLETION_FIELDS = (
-    "completion_ids",
-    "completion_mask",
-    "old_per_token_logps",
-    "ref_per_token_logps",
-    "sampling_per_token_logps",
-    "importance_sampling_ratio",
-    "tool_mask",
+
+class Per(Enum):
+    """What a field holds a value for."""
+
+    PROMPT_TOKEN = "prompt token"
+    COMPLETION_TOKEN = "completion token"
+    ROW = "row"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What TRL's batches hold of each row under one name.
+
+    `padding` stands where a row has no token, and is the value of a filler's row: it adds nothing to any loss or metric
+    of TRL's. `wire` is the dtype in which the field travels between ranks, None its own.
+    """
+
+    name: str
+    per: Per
+    padding: float = 0.0
+    wire: torch.dtype | None = None
+
+
+# TRL's name of the ratio that corrects for the sampling engine (vLLM), and ours where it is one of whole completions:
+# then its shape is (N, 1), which is also that of one of single tokens where no completion has a second token.
+RATIO = "importance_sampling_ratio"
+SEQUENCE_RATIO = "sequence_importance_sampling_ratio"
+
+# GRPOTrainer._generate_and_score_completions, TRL 1.16, line 2893. TRL adds the logarithms of the ratios up without a
+# mask (line 3008, `vespo`), and pads its own with 1.
+_FIELDS = (
+    Field("prompt_ids", Per.PROMPT_TOKEN, wire=torch.int32),
+    Field("prompt_mask", Per.PROMPT_TOKEN, wire=torch.uint8),
+    Field("completion_ids", Per.COMPLETION_TOKEN, wire=torch.int32),
+    Field("completion_mask", Per.COMPLETION_TOKEN, wire=torch.uint8),
+    Field("old_per_token_logps", Per.COMPLETION_TOKEN),
+    Field("ref_per_token_logps", Per.COMPLETION_TOKEN),
+    Field("sampling_per_token_logps", Per.COMPLETION_TOKEN),
+    Field("tool_mask", Per.COMPLETION_TOKEN, padding=1.0, wire=torch.uint8),
+    Field(RATIO, Per.COMPLETION_TOKEN, padding=1.0),
+    Field(SEQUENCE_RATIO, Per.ROW, padding=1.0),
+    Field("advantages", Per.ROW),
+    Field(KEPT, Per.ROW),
 )
-_ROW_FIELDS = ("advantages", KEPT)
+FIELDS = {field.name: field for field in _FIELDS}
 _STEP_VALUES = ("num_items_in_batch", ROW_WEIGHT, SURVIVORS)
+
+# Completions of a micro-batch are at least this wide: TRL takes a tensor of width 1 for one with a value a row, and
+# counts its rows where it should count its tokens (GRPOTrainer._compute_loss, TRL 1.16, line 3259).
+_LEAST_WIDTH = 2
 
 MICRO_BATCH_STATS = "stats"  # the key under which a micro-batch of ours says what it is
 
@@ -66,10 +106,13 @@ class StepRows:
     table: Table
 
     @classmethod
-    def of(cls, batches: Sequence[dict[str, Any]], ranks: Ranks) -> StepRows | None:
-        """None where a batch holds what cannot be rearranged (images), or a prompt is empty; alike on all ranks."""
-        merged = _merged(batches)
-        if not ranks.all(merged is not None):
+    def of(cls, batches: Sequence[dict[str, Any]], ranks: Ranks, sequence_ratios: bool = False) -> StepRows | None:
+        """None where a batch holds what cannot be rearranged (images), or a prompt is empty; alike on all ranks.
+
+        `sequence_ratios` says that the ratios which correct for the sampling engine are those of whole completions.
+        """
+        merged = _merged(batches, sequence_ratios)
+        if not _can_be_exchanged(merged, ranks):
             return None
         assert merged is not None
         fields, values = merged
@@ -89,7 +132,7 @@ class StepRows:
         held = move(self.fields, padded_fields(self.fields, self.table), self.table.rows.rank_R, plan, ranks)
         found = []
         for number, batch in enumerate(plan[ranks.rank]):
-            rows = held.select(batch, multiple) if batch else filler(self.fields, multiple)
+            rows = _wide_enough(held.select(batch, multiple)) if batch else filler(self.fields, multiple)
             shared = {name: value for name, value in self.values.items() if name != SURVIVORS}
             shared[ROW_WEIGHT] = self.values.get(ROW_WEIGHT, 1.0) * len(batch) / self.batch_rows
             shared[MICRO_BATCH_STATS] = self._stats(plan, number)
@@ -97,7 +140,7 @@ class StepRows:
             shared[ROWS] = self.rows if number == 0 else 0
             if self.survivors is not None:
                 shared[SURVIVORS] = self.survivors if number == 0 else 0.0
-            found.append({**rows, **shared})
+            found.append({**_named_as_trl(rows), **shared})
         return found
 
     def _stats(self, plan: Plan, number: int) -> MicroBatchStats:
@@ -109,43 +152,55 @@ class StepRows:
         return MicroBatchStats(int(self.table.loss_tokens_R[rows].sum()) if rows else 0, len(rows), fillers, most, last)
 
 
-def _merged(batches: Sequence[dict[str, Any]]) -> tuple[Fields, dict[str, Any]] | None:
+def _merged(batches: Sequence[dict[str, Any]], sequence_ratios: bool) -> tuple[Fields, dict[str, Any]] | None:
     """TRL's micro-batches as one, and what they have in common. None if they hold anything that is not known here."""
+    known = {name: name for name in FIELDS} | {RATIO: SEQUENCE_RATIO if sequence_ratios else RATIO}
     names = [name for name, value in batches[0].items() if value is not None]
-    per_row = {*PROMPT_FIELDS, *COMPLETION_FIELDS, *_ROW_FIELDS}
-    if not per_row.union(_STEP_VALUES).issuperset(names) or batches[0]["advantages"].dim() != 1:
+    if not {*known, *_STEP_VALUES}.issuperset(names) or batches[0]["advantages"].dim() != 1:
         return None
-    fields = {name: torch.cat([batch[name] for batch in batches]) for name in names if name in per_row}
+    fields = {known[name]: torch.cat([batch[name] for batch in batches]) for name in names if name in known}
     return fields, {name: batches[0][name] for name in names if name in _STEP_VALUES}
 
 
-def trimmed(batch: dict[str, Any], multiple: int | None) -> dict[str, Any]:
+def _can_be_exchanged(merged: tuple[Fields, dict[str, Any]] | None, ranks: Ranks) -> bool:
+    """Whether the rows of all ranks are known here and have the same fields, of the same types."""
+    kinds = [] if merged is None else sorted(f"{name} {value.dtype}" for name, value in merged[0].items())
+    own = torch.tensor([zlib.crc32(" ".join(kinds).encode()) if kinds else -1], device=ranks.device)
+    everyones = ranks.gather(own)
+    return bool((everyones == everyones[0]).all()) and merged is not None
+
+
+def _named_as_trl(fields: Fields) -> Fields:
+    return {RATIO if name == SEQUENCE_RATIO else name: value for name, value in fields.items()}
+
+
+def trimmed(batch: dict[str, Any], multiple: int | None, sequence_ratios: bool = False) -> dict[str, Any]:
     """TRL's micro-batch, as narrow as its rows allow; itself if it holds what is not known here."""
-    merged = _merged([batch])
-    return batch if merged is None else {**trim(merged[0], multiple), **merged[1]}
+    merged = _merged([batch], sequence_ratios)
+    return batch if merged is None else {**_named_as_trl(_wide_enough(trim(merged[0], multiple))), **merged[1]}
 
 
 def filler(fields: Fields, multiple: int | None = None) -> Fields:
     """A row of one prompt token and no completion, for the collectives of a forward and backward."""
-    rows = fit(select(fields, [0]), multiple or 1, multiple or 1)
-    for name in ("completion_mask", "advantages"):
-        if name in rows:
-            rows[name] = torch.zeros_like(rows[name])
-    return rows
+    rows = fit(select(fields, [0]), multiple or 1, max(multiple or 1, _LEAST_WIDTH))
+    of_the_row = ("prompt_ids", "prompt_mask", "completion_ids")
+    return {
+        name: value if name in of_the_row else torch.full_like(value, FIELDS[name].padding)
+        for name, value in rows.items()
+    }
 
 
 def padded_fields(fields: Fields, table: Table) -> dict[str, Padded]:
-    """How the fields with a value a token are padded, and as what they travel: token ids as int32, masks as bytes."""
-    width = fields["completion_ids"].shape[1]
-    wires = {"ids": torch.int32, "mask": torch.uint8}
-    found = {}
-    for name, value in fields.items():
-        wire = wires.get(name.rpartition("_")[2])
-        if name in PROMPT_FIELDS:
-            found[name] = Padded(table.rows.prompt_tokens_R, left=True, wire=wire)
-        elif name in COMPLETION_FIELDS and value.shape[1] == width:
-            found[name] = Padded(table.rows.completion_tokens_R, wire=wire)
-    return found
+    """How the fields with a value a token are padded, and as what they travel."""
+    tokens_R = {
+        Per.PROMPT_TOKEN: table.rows.prompt_tokens_R,
+        Per.COMPLETION_TOKEN: table.rows.completion_tokens_R,
+    }
+    return {
+        name: Padded(tokens_R[field.per], left=field.per is Per.PROMPT_TOKEN, padding=field.padding, wire=field.wire)
+        for name, field in FIELDS.items()
+        if name in fields and field.per in tokens_R
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ trimming
@@ -159,20 +214,25 @@ def trim(fields: Fields, multiple: int | None = None) -> Fields:
 
 
 def fit(fields: Fields, prompt_width: int, completion_width: int) -> Fields:
-    """The fields at these widths: cut, or padded with 0, prompts on their left and completions on their right."""
-    width = fields["completion_ids"].shape[1]
+    """The fields at these widths: cut or padded, prompts on their left and completions on their right."""
     fitted = {}
     for name, value in fields.items():
-        if name in PROMPT_FIELDS:
+        field = FIELDS[name]
+        if field.per is Per.PROMPT_TOKEN:
             kept = value[:, max(0, value.shape[1] - prompt_width) :]
-            fitted[name] = functional.pad(kept, (prompt_width - kept.shape[1], 0))
-        elif name in COMPLETION_FIELDS and value.shape[1] == width:
-            fitted[name] = fit_completions(value, completion_width)
+            fitted[name] = functional.pad(kept, (prompt_width - kept.shape[1], 0), value=field.padding)
+        elif field.per is Per.COMPLETION_TOKEN:
+            fitted[name] = fit_completions(value, completion_width, field.padding)
         else:
-            fitted[name] = value  # one value a row
+            fitted[name] = value
     return fitted
 
 
-def fit_completions(value_NT: torch.Tensor, width: int) -> torch.Tensor:
-    """Cut to `width`, or padded with 0."""
-    return functional.pad(value_NT[:, :width], (0, max(0, width - value_NT.shape[1])))
+def fit_completions(value_NT: torch.Tensor, width: int, padding: float = 0.0) -> torch.Tensor:
+    """Cut to `width`, or padded."""
+    return functional.pad(value_NT[:, :width], (0, max(0, width - value_NT.shape[1])), value=padding)
+
+
+def _wide_enough(fields: Fields) -> Fields:
+    prompt, completion = (fields[name].shape[1] for name in ("prompt_ids", "completion_ids"))
+    return fields if completion >= _LEAST_WIDTH else fit(fields, prompt, _LEAST_WIDTH)

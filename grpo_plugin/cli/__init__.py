@@ -1,4 +1,4 @@
-"""The `grpo` command, and what only commands need: data files, progress, plots and the quickstart.
+"""The `grpo` command, and what only commands need: data files, progress, plots, signals and the quickstart.
 
-Owns arguments, output and exit codes.
+Owns arguments, output and exit codes. Knows nothing of how a step is computed or scored.
 """

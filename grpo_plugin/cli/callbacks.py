@@ -1,12 +1,13 @@
-"""What a run tells while it trains: progress with reward and time left, and a line of metrics a log.
+"""What a run shows while it trains: progress with reward and time left, and the file `metrics.jsonl`.
 
-Owns the look of progress and the file `metrics.jsonl`. Knows nothing of rewards but the names of their metrics. The
-table of sample completions is TRL's own: `log_completions`.
+Owns the form of both. Knows nothing of rewards but the names of their metrics. The table of sample completions is TRL's
+own option `log_completions`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def make_progress(console: Console) -> Progress:
-    """A bar with steps, time and, in the field `note`, whatever there is to say."""
+    """A progress bar with steps, time, and the text of its field `note`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -62,6 +63,7 @@ class ProgressReport(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.stop()  # an earlier train() that ended in an error may have left its bar
         self._began_s, self._first_step = time.monotonic(), state.global_step
         if state.is_world_process_zero and self._console.is_terminal:
             progress = make_progress(self._console)
@@ -100,7 +102,7 @@ class ProgressReport(TrainerCallback):
         self.stop()
 
     def stop(self) -> None:
-        """Takes the bar off the terminal's last line; safe to call twice, and after an error."""
+        """Ends the live bar. Calling it twice, or after an error, is harmless."""
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
@@ -114,20 +116,46 @@ class ProgressReport(TrainerCallback):
 
 
 def summarise(logs: dict[str, Any]) -> str:
-    """What a person wants to see of a log: reward, length, KL, and waiting where there is any; "" if there is none."""
-    prefix = "eval_" if "eval_reward" in logs else ""
-    if f"{prefix}reward" not in logs:
+    """What a person wants to see of a log: reward, length, KL, and waiting where there is any; "" if there is none.
+
+    A log in which every score failed has no reward (TRL logs None): it says so, with the numbers that it has.
+    """
+    prefix = "eval_" if any(name.startswith("eval_reward") for name in logs) else ""
+    if not {f"{prefix}reward", f"{prefix}reward/groups"} & logs.keys():
         return ""
-    shown = [f"{prefix}reward {logs[f'{prefix}reward']:.3f}"]
+    reward = _number(logs.get(f"{prefix}reward"))
+    shown = [f"{prefix}reward {'none (no score)' if reward is None else f'{reward:.3f}'}"]
     for name, label, form in (
         ("completions/mean_length", "length", ".0f"),
         ("kl", "kl", ".3g"),
         ("reward/exposed_wait_s", "wait", ".2f"),
     ):
-        value = logs.get(prefix + name)
+        value = _number(logs.get(prefix + name))
         if value is not None and (name != "reward/exposed_wait_s" or value >= 0.01):
             shown.append(f"{label} {value:{form}}{'s' if label == 'wait' else ''}")
     return "  ".join(shown)
+
+
+def _number(value: Any) -> float | None:
+    """A metric as a finite number; None where the step has no value for it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _json_value(value: Any) -> Any:
+    """A metric as strict JSON has it: NaN and infinity, which JSON has not, are null."""
+    return _number(value) if isinstance(value, float) else value
+
+
+def _json_default(value: Any) -> Any:
+    """What json does not know by itself: scalars of numpy and torch as numbers, anything else as text."""
+    try:
+        return _number(float(value))
+    except (TypeError, ValueError):
+        return str(value)
 
 
 class MetricsFile(TrainerCallback):
@@ -146,4 +174,6 @@ class MetricsFile(TrainerCallback):
         path = Path(args.output_dir) / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, "time": time.time(), **logs}, default=float) + "\n")
+            line = {"step": state.global_step, "time": time.time(), **logs}
+            file.write(json.dumps({name: _json_value(value) for name, value in line.items()}, default=_json_default))
+            file.write("\n")

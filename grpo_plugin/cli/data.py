@@ -1,4 +1,4 @@
-"""From a dataset's name or file, and a mapping of columns, to the rows that the trainer takes.
+"""Loads the rows to train and evaluate on: from a dataset's name or a file, by a mapping of columns.
 
 Owns the loading of local files and hub datasets, the column mapping and the wrapping of prompts into messages. Knows
 nothing of models, trainers or rewards.
@@ -25,14 +25,16 @@ class DataArguments:
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "A dataset of the hub, a JSON, JSONL, Parquet or CSV file, or a folder of save_to_disk."},
+        metadata={
+            "help": "A dataset of the hub, a JSON, JSONL, Parquet or CSV file, or a folder that save_to_disk wrote."
+        },
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of the hub dataset, where it has several (GSM8K's is main)."}
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(
-        default="test", metadata={"help": "Split to evaluate on, if eval_strategy asks for evaluation."}
+        default="test", metadata={"help": "Split to evaluate on, where eval_strategy asks for evaluation."}
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Another dataset or file to evaluate on, in place of dataset_test_split."}
@@ -40,27 +42,32 @@ class DataArguments:
     eval_size: float | None = field(
         default=None,
         metadata={
-            "help": "Holds out part of the training split to evaluate on: a fraction below 1, or a number of rows."
+            "help": "Part of the training split to hold out and evaluate on: a fraction below 1, or a number of rows."
         },
     )
-    max_train_rows: int | None = field(default=None, metadata={"help": "Trains on the first so many rows only."})
-    max_eval_rows: int | None = field(default=None, metadata={"help": "Evaluates on the first so many rows only."})
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Train on no more rows than this, from the first on."}
+    )
+    max_eval_rows: int | None = field(
+        default=None, metadata={"help": "Evaluate on no more rows than this, from the first on."}
+    )
     columns: dict | str | None = field(
         default=None,
         metadata={
-            "help": "What each column is to be called, as new: old, in YAML or as JSON. It needs `prompt`; the others "
-            "are what reward functions and scorers get. Columns that it does not name are dropped. Without it all "
-            "columns stay as they are."
+            "help": "New names of columns, as new: old, in YAML or as JSON. `prompt` must be among the new names; "
+            "reward functions and scorers get the other columns. Columns that are not named are dropped. Unset keeps "
+            "all columns as they are."
         },
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "A system message before each prompt. Makes the prompts conversational."}
+        default=None,
+        metadata={"help": "A system message to put before each prompt, which makes the prompts conversational."},
     )
     conversational: bool = field(
         default=False,
         metadata={
-            "help": "Wraps each text prompt into a user message, so that the model's chat template is applied. Right "
-            "for models that are trained to chat. Prompts that are messages already stay so without it."
+            "help": "Wrap each text prompt into a user message, so that the model's chat template is applied; for "
+            "models that are trained to chat. Prompts that are messages already need no wrapping."
         },
     )
 

@@ -1,7 +1,7 @@
 """The command `grpo`: train, quickstart, plot.
 
-Owns the subcommands and what becomes of an error: one line on stderr and a true exit code. Imports neither torch nor
-trl before a subcommand needs them, so that help answers at once.
+Owns the subcommands and the form of errors: one line on stderr and an exit code. Imports neither torch nor trl before a
+subcommand needs them, so that `grpo --help` answers at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import grpo_plugin
 from grpo_plugin.errors import UsageError
 from reward_server.errors import RewardServerError
 
@@ -33,15 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def reporting(act: Callable[[], None]) -> int:
-    """Runs `act`; an error that its message explains is printed without a traceback."""
+    """Runs `act`; returns the exit code. An error whose message explains it is printed without a traceback."""
     try:
         act()
     except (UsageError, RewardServerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "stopped", file=sys.stderr)
+        return getattr(interrupt, "exit_code", 130)
     return 0
 
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"grpo-plugin {grpo_plugin.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     commands.add_parser("train", help="train a model as a YAML file says", add_help=False)
     _add_quickstart(commands)
@@ -96,7 +98,7 @@ def _train(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _train_extra() -> Iterator[None]:
-    """Around imports of what the base install lacks."""
+    """Around imports that need an extra; a missing package is named with the way to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,12 +1,13 @@
 """Draws a run folder's metrics into one PNG.
 
-Owns the reading of what a run left behind (`metrics.jsonl`, else TRL's `trainer_state.json`) and the look of the
-picture. Opens no window; knows nothing of training.
+Owns the reading of a run's metrics (`metrics.jsonl`, else TRL's `trainer_state.json`) and the form of the picture.
+Opens no window, and knows nothing of training.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,14 +35,33 @@ class Metrics:
     logs: Sequence[Mapping[str, Any]]
 
     def series(self, name: str) -> Series:
-        """A metric's steps and values; both empty if it was never logged."""
-        points = [(log["step"], log[name]) for log in self.logs if isinstance(log.get(name), (int, float))]
-        return [float(step) for step, _ in points], [float(value) for _, value in points]
+        """A metric's steps and values; both empty if it never had a value.
+
+        A log of the same kind (training, or evaluation) that lacks the value is NaN, which is drawn as a gap.
+        """
+        is_evaluation = name.startswith("eval_")
+        points = [
+            (float(log["step"]), _value(log.get(name)))
+            for log in self.logs
+            if any(_is_metric(key) and key.startswith("eval_") == is_evaluation for key in log)
+        ]
+        if all(math.isnan(value) for _, value in points):
+            return [], []
+        return [step for step, _ in points], [value for _, value in points]
 
     def scorers(self) -> list[str]:
         """The names of the reward functions and scorers, in the order of the log."""
         names = dict.fromkeys(name for log in self.logs for name in log)
         return [match["name"] for name in names if (match := SCORER.fullmatch(name))]
+
+
+def _is_metric(name: str) -> bool:
+    """Whether a log's key is a number of a step; the last log of a run has only `train_…` totals."""
+    return name not in ("step", "time", "epoch", "total_flos") and not name.startswith("train_")
+
+
+def _value(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
 
 
 def plot_run(run_folder: str, output: str | None = None) -> Path:
@@ -61,20 +81,34 @@ def plot_run(run_folder: str, output: str | None = None) -> Path:
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """The logs of a run; where a resumed run logged a step again, the later one. Raises UsageError."""
+    """The logs of a run, of its last attempt where it was resumed or begun again. Raises UsageError."""
     if not folder.is_dir():
         raise UsageError(f"there is no run folder {folder} (working folder: {Path.cwd()})")
-    logs = _read_lines(folder / "metrics.jsonl") or _read_state(folder)
-    by_step: dict[Any, dict[str, Any]] = {}
-    for log in logs:
-        by_step.setdefault(log.get("step"), {}).update(log)  # a step has one log of training and one of evaluation
-    kept = [by_step[step] for step in sorted(step for step in by_step if step is not None)]
-    if not any("reward" in log or "eval_reward" in log for log in kept):
+    metrics = Metrics(_by_step(_read_lines(folder / "metrics.jsonl") or _read_state(folder)))
+    if not any(metrics.series(name)[0] for name in ("reward", "eval_reward")):
         raise UsageError(
             f"{folder} has no rewards to draw: neither metrics.jsonl nor trainer_state.json there holds any. Give the "
             "output_dir of a run; one that has just begun has something after logging_steps steps"
         )
-    return Metrics(kept)
+    return metrics
+
+
+def _by_step(logs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One log a step, in order; a step has one log of training and one of evaluation.
+
+    Where the steps go back, a later run began there, and what the earlier one logged from that step on is left out.
+    """
+    by_step: dict[float, dict[str, Any]] = {}
+    last = -math.inf
+    for log in logs:
+        step = log.get("step")
+        if step is None:
+            continue
+        if step < last:
+            by_step = {number: found for number, found in by_step.items() if number < step}
+        last = step
+        by_step.setdefault(step, {}).update(log)
+    return list(by_step.values())
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -97,7 +131,7 @@ def _read_state(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw(metrics: Metrics, title: str) -> Figure:
-    """A figure with a panel for everything that the run logged."""
+    """A figure with one panel for each kind of metric that the run logged."""
     panels = [panel for panel in (_reward, _parts, _kl, _lengths, _wait, _entropy) if panel(metrics, None)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -181,13 +215,21 @@ def _single(metrics: Metrics, axes: Axes | None, name: str, title: str, colour: 
 
 
 def _line(axes: Axes, series: Series, colour: str, label: str | None = None) -> None:
-    """The values, faint where they are many, and their moving average on top."""
+    """The values, faint where they are many, and their moving average on top; gaps where there is no value."""
     steps, values = series
     smooth = moving_average(values)
     many = len(values) >= 30
     if many:
         axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
     axes.plot(steps, smooth if many else values, color=colour, linewidth=1.7, label=label)
+    alone = [index for index in range(len(values)) if _is_alone(values, index)]
+    axes.plot([steps[i] for i in alone], [values[i] for i in alone], ".", color=colour)
+
+
+def _is_alone(values: Sequence[float], index: int) -> bool:
+    """Whether a value has a gap on either side, where a line would not show it."""
+    around = [values[i] for i in (index - 1, index + 1) if 0 <= i < len(values)]
+    return not math.isnan(values[index]) and all(map(math.isnan, around))
 
 
 def _band(axes: Axes, metrics: Metrics, mean: str, std: str, colour: str) -> None:
@@ -200,7 +242,10 @@ def _band(axes: Axes, metrics: Metrics, mean: str, std: str, colour: str) -> Non
 
 
 def moving_average(values: Sequence[float], window: Callable[[int], int] = lambda n: max(1, n // 20)) -> list[float]:
-    """Each value's mean with its neighbours, as many on either side as `window` says, fewer at the ends."""
+    """Each value's mean with its neighbours, as many on either side as `window` says, fewer at the ends.
+
+    NaN, a step without a value, stays NaN and does not count for its neighbours.
+    """
     reach = window(len(values))
-    around = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in around]
+    around = ([v for v in values[max(0, i - reach) : i + reach + 1] if not math.isnan(v)] for i in range(len(values)))
+    return [math.nan if math.isnan(v) else sum(part) / len(part) for v, part in zip(values, around, strict=True)]

@@ -1,12 +1,21 @@
-"""Submit a step's groups, collect their scores, and agree on them across ranks.
+"""Submits a step's groups, collects their scores, and exchanges them between ranks.
 
 Owns the calls in flight, the step's deadline and the exchange after which every rank holds the same `Outcome`. Knows
-nothing of TRL, nor of what an outcome is worth.
+nothing of TRL, and does not judge an outcome.
+
+Where this stands in a step of the trainer (trainer/remote.py):
+
+    _generate                          completions exist
+    whole_groups, make_group           rows → groups                                        groups.py
+    submit → arrived → exchange        groups → Outcome, equal on every rank                this file
+    policy.drops(outcome.failed_BGS)   what is dropped because of a failed score            policies.py
+    drop_failed                        rewards without what is dropped                      survivors.py
+    TRL                                rewards → advantages
 
     pending = submit(client, groups, timeout_s=300)
-    ...                                             log-probabilities, while the service scores
-    await pending.arrived()                         at most until the deadline
-    outcome = exchange(pending, layout, gather)     the same on every rank
+    ...                                                      log-probabilities, while the service scores
+    await pending.arrived()                                  at most until the deadline
+    outcome = exchange(pending, layout, scorers, gather)     equal on every rank
 """
 
 from __future__ import annotations
@@ -46,18 +55,18 @@ class Pending:
             await asyncio.wait(waiting, timeout=max(0.0, self.deadline + _SLACK_S - time.monotonic()))
         for future in waiting:
             if future.done() and not future.cancelled():
-                future.exception()  # read below, from the original; asyncio would report it as never retrieved
-        # The columns of several scorers wait here side by side, and it is one wait.
+                future.exception()  # `_answer` reads it from the original; asyncio would report this one as unread
+        # One reward function for each scorer waits here at the same time: that is one wait, not several.
         self.exposed_wait_s = max(self.exposed_wait_s, time.perf_counter() - began)
 
     def answers(self) -> dict[int, Answer]:
-        """What became of each group, without waiting: a call that has not ended by now is late."""
+        """What became of each group. Does not wait: a call that has not ended by now is cancelled and has no answer."""
         return {number: self._answer(future) for number, future in self.futures.items()}
 
     def _answer(self, future: Future[GroupScores]) -> Answer:
         try:
             return future.result(timeout=0)
-        except Exception as error:  # whatever it is, this rank must not be the only one to raise it
+        except Exception as error:  # of whatever kind: this rank must not be the only one that raises
             if not future.done():
                 future.cancel()
                 waited_s = time.monotonic() - self.submitted_at
@@ -71,7 +80,7 @@ class Pending:
 
 
 def submit(client: RewardClient, groups: Mapping[int, Group], *, timeout_s: float) -> Pending:
-    """Sends every group and returns at once. What cannot be sent is a failure of that group, not of this rank."""
+    """Sends every group and returns at once. A group that cannot be sent has failed; nothing is raised."""
     now = time.monotonic()
     pending = Pending({}, submitted_at=now, deadline=now + timeout_s)
     for number, group in groups.items():
@@ -97,7 +106,7 @@ def _note_latency(pending: Pending) -> None:
 def exchange(
     pending: Pending, layout: GroupLayout, scorers: Sequence[str], gather: Callable[[list[Any]], list[Any]]
 ) -> Outcome:
-    """Every rank's answers, on every rank. `gather` concatenates a list over the ranks; all of them call it once."""
+    """Gives every rank the answers of all ranks. `gather` concatenates a list over the ranks; each calls it once."""
     mine = (pending.answers(), pending.latency_s, pending.exposed_wait_s)
     parts = gather([mine])
     return Outcome(

@@ -1,6 +1,6 @@
 """Finds the reward service, or starts the embedded one, and makes sure that every rank sees the same.
 
-Owns the client and the embedded child process, and sees that the service answers and that all ranks reach the same
+Owns the client and the embedded server process, and checks that the service answers and that all ranks reach the same
 configuration. Knows nothing of steps or data.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -30,7 +30,7 @@ class _State(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A service that answers: its client, what it is, the scorers in use, and the child process if it is embedded."""
+    """A service that answers: its client and description, the scorers in use, and the process if it is embedded."""
 
     client: RewardClient
     info: ServerInfo
@@ -67,6 +67,19 @@ def connect(args: Any, state: _State) -> Connection | None:
             server.stop()
         raise
     return Connection(client, info, scorers, run_id=gather_object([uuid.uuid4().hex])[0], server=server)
+
+
+def reconnect(connection: Connection, args: Any, state: _State) -> Connection:
+    """The same service for a new run, as it is now: it may have come back with another configuration meanwhile.
+
+    Every rank calls it, and all fail if one does. Raises ConfigError if a scorer in use is gone, and what `connect`
+    raises.
+    """
+    timeout_s = setting(args, "reward_connect_timeout_s")
+    info = together(lambda: connection.client.connect(timeout_s), state)
+    _check_same(gather_object([info.config_digest]), connection.client.endpoint)
+    scorers = choose_scorers(info, [scorer.name for scorer in connection.scorers])
+    return replace(connection, info=info, scorers=scorers, run_id=gather_object([uuid.uuid4().hex])[0])
 
 
 def _reach(where: Endpoint, args: Any, timeout_s: float) -> tuple[RewardClient, ServerInfo]:

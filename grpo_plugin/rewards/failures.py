@@ -1,27 +1,46 @@
 """Keeps count of failed scores over steps, and ends training when they are too many.
 
-Owns the window, the verdict, and the two callbacks by which the trainer's loop hears of it: to stop with a checkpoint,
-and to skip the update of a step in which nothing survived. Knows nothing of calls or policies.
+Owns the window of steps, the decision to stop, and two callbacks of the trainer's loop: one stops training with a
+checkpoint, the other skips the update of a step in which every completion was dropped. Also takes metrics without a
+value out of the logs. Knows nothing of calls or policies.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
+def take_out_metrics_without_value(metrics: dict[str, list[float]]) -> set[str]:
+    """Removes the metrics that have only NaN since the last log, in place; returns their names.
+
+    TRL logs them as None (TRL 1.16, GRPOTrainer.log, line 3312), which progress bars, trackers and schedulers do not
+    expect. `reward` is one where every score of a logging window has failed.
+    """
+    empty = {name for name, values in metrics.items() if all(map(math.isnan, values))}
+    for name in empty:
+        del metrics[name]
+    return empty
+
+
 class FailureRate:
-    """The share of completions with a failed score over the last `window` steps; too high, it sets `cause`."""
+    """The share of completions with a failed score over the last `window` steps; above `limit` it sets `cause`."""
 
     def __init__(self, limit: float, window: int):
         self._limit = limit
         self._steps: deque[tuple[int, int]] = deque(maxlen=window)
         self.cause: str | None = None
 
+    def begin(self) -> None:
+        """Starts an empty window: a new run is not judged by the failures of the one before."""
+        self._steps.clear()
+        self.cause = None
+
     def add(self, failed: int, completions: int, summary: str | None) -> None:
-        """A step's numbers, and what failed in it; judged once the window is full."""
+        """Adds a step: its failed completions, all of them, and what failed. Judges once the window is full."""
         self._steps.append((failed, completions))
         rate = sum(f for f, _ in self._steps) / sum(n for _, n in self._steps)
         if len(self._steps) == self._steps.maxlen and rate > self._limit:
@@ -43,19 +62,24 @@ class StopOnFailures(TrainerCallback):
 
 
 class SkipEmptySteps(TrainerCallback):
-    """Makes an optimizer step in which no completion survived a step without an update: weights and state stay.
+    """Skips the update of an optimizer step in which every completion was dropped.
 
-    Optimizers skip parameters without a gradient. DeepSpeed steps inside `backward`, before any callback: there the
-    learning rate is 0 for that step, set by `before_backward`, and the weights stay.
+    Without a gradient an optimizer leaves weights and state alone. DeepSpeed steps inside `backward`, before any
+    callback: there `before_backward` sets the learning rate of that step to 0, and the weights stay as they are.
+    `count` is the number of such steps in this run.
     """
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts the count of a new run, in which no micro-batch has been seen."""
         self._survived = False
         self._rates: list[float] | None = None
         self.count = 0
 
     def before_backward(self, survives: bool, optimizer: Any, last_of_step: bool, deepspeed: bool) -> None:
-        """Called for each micro-batch: does any row of its optimizer step survive?"""
+        """Called for each micro-batch; `survives` says whether any completion of it was kept."""
         self._survived |= survives
         if last_of_step and deepspeed and not self._survived:
             self._rates = [group["lr"] for group in optimizer.param_groups]

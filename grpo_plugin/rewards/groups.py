@@ -1,7 +1,8 @@
-"""Whole groups out of rows that are spread over ranks, and back.
+"""Makes whole groups of rows that are spread over ranks.
 
-Owns the arithmetic of who holds which row, the one exchange of rows that a straddling group needs, and what a row of
-TRL's becomes on the wire (images become data URLs). Knows nothing of gRPC.
+Owns the arithmetic of which rank holds which row, the exchange of rows for groups that lie on two ranks, and the
+translation of a row of TRL into what the service takes (images become data URLs, columns plain values). Knows nothing
+of gRPC. Groups are sent by `submit` (collect.py).
 
 TRL lays the global batch out so that the G rows of a group are contiguous, rank after rank:
 
@@ -9,7 +10,7 @@ TRL lays the global batch out so that the G rows of a group are contiguous, rank
     row       0    1    2    |    3    4    5      |    6    7    8  …
     group     0    0    0    |    0    1    1      |    1    1    2  …
 
-A group belongs to the rank of its first row: group 0 to rank 0, which is handed row 3 by rank 1.
+A group belongs to the rank of its first row: group 0 to rank 0, to which rank 1 sends row 3.
 
 Legend: N rows on this rank, G completions of a group, R = N × ranks rows of the global batch.
 """
@@ -24,12 +25,13 @@ from typing import Any
 
 from PIL import Image
 
+from grpo_plugin.rewards.columns import plain
 from reward_server.types import Content, Group
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One completion as a trainer holds it. Travels between ranks."""
+    """One completion as the trainer holds it; may be sent to another rank."""
 
     prompt: Content
     content: Content
@@ -39,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """Which rows and groups are whose: N rows on each of `ranks` ranks, G of them a group."""
+    """Which rank holds which rows and groups: N rows on each of `ranks` ranks, G rows in each group."""
 
     rows: int
     group_size: int
@@ -55,7 +57,7 @@ class GroupLayout:
 
     @property
     def straddles(self) -> bool:
-        """Whether some group has rows on two ranks; the same on every rank."""
+        """Whether some group has rows on more than one rank; every rank answers the same."""
         return self.ranks > 1 and self.rows % self.group_size != 0
 
     @property
@@ -73,7 +75,7 @@ class GroupLayout:
         return range(self._first_group(self.rank), self._first_group(self.rank + 1))
 
     def heads(self) -> int:
-        """How many of this rank's first rows belong to a group of an earlier rank."""
+        """How many of this rank's rows, from the first on, belong to a group that an earlier rank owns."""
         return min(self.rows, self._first_group(self.rank) * self.group_size - self.first_row)
 
     def _first_group(self, rank: int) -> int:
@@ -103,7 +105,7 @@ def make_group(rows_G: Sequence[Row], *, token_ids: bool, **names: Any) -> Group
         [with_data_urls(row.prompt) for row in rows_G],
         [with_data_urls(row.content) for row in rows_G],
         [row.token_ids or () for row in rows_G] if token_ids else None,
-        [row.columns for row in rows_G],
+        [plain(row.columns) for row in rows_G],
         **names,
     )
 

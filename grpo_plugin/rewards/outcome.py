@@ -1,7 +1,8 @@
-"""What became of a step's groups: the same value on every rank, read in several ways.
+"""What became of a step's groups: one value, equal on every rank, with methods that read it.
 
-Owns the reading of answers: values, failures, statuses, what functions logged. Knows nothing of calls, ranks' talk or
-TRL, and decides nothing.
+Owns the reading of answers: values, failures, statuses, and what reward functions logged. Knows nothing of calls, of
+the exchange between ranks, or of TRL, and decides nothing: that is the failure policy's (policies.py), which gets
+`failed_BGS`.
 
 Legend: N rows on this rank, R rows of the global batch, B groups of it, G completions of a group, S scorers.
 """
@@ -27,13 +28,13 @@ from reward_server.errors import (
 )
 from reward_server.types import GroupScores, Score, ScorerScores, Status
 
-# Errors that the next group would meet as well: a policy for bad luck does not apply to them.
+# Errors that every later group would have too; training stops on them whatever the failure policy says.
 _CALLERS_FAULTS = (InvalidGroupError, GroupTooLargeError, WireVersionError, CredentialsError)
 
 
 @dataclass(frozen=True, slots=True)
 class CallFailure:
-    """A group that has no answer: the error of its call, in a form that travels between ranks."""
+    """The error of a group that has no answer, as text, which can be sent between ranks."""
 
     kind: str
     message: str
@@ -75,7 +76,7 @@ class Outcome:
         return Counter(score.status for rows in self._scores_BGS() for row in rows for score in row)
 
     def is_callers_fault(self) -> bool:
-        """Whether some group could not be scored for a reason that is this side's to mend."""
+        """Whether some group could not be scored for a reason that only the trainer's side can mend."""
         return any(isinstance(answer, CallFailure) and answer.is_callers_fault for answer in self.answers.values())
 
     def digests(self) -> set[str]:
@@ -133,7 +134,7 @@ class Outcome:
         return f"group {number}, completion {index}: {score.message}"
 
     def _scores_BGS(self) -> Iterator[list[list[Score]]]:
-        """Each group's scores, a row a completion; every group and scorer has one, be it a failure."""
+        """Each group's scores, a row for each completion; where there is no answer the score is a failure."""
         for number in range(self.layout.groups):
             named, absent = self._named(number), self._absent(number)
             columns = [named[name].scores if name in named else absent for name in self.scorers]

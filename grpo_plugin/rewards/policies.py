@@ -1,7 +1,9 @@
 """What the trainer does with a completion that has a failed score: failure policies as values.
 
-Owns the decision who leaves a step, as pure functions of which scores failed. Knows nothing of calls, ranks or tensors
-of the trainer; every rank decides alike, since all hold the same failures.
+Owns the decision which completions are dropped from a step, as pure functions of the scores that failed. Knows nothing
+of calls, ranks or the trainer's tensors. Every rank comes to the same decision, since all hold the same failures.
+
+The step before is `Outcome.failed_BGS` (outcome.py); the decision is carried out by `drop_failed` (survivors.py).
 
 A policy of your own is any object with `drops(failed_BGS) -> Drops`, named by `on_reward_failure: "module:attribute"`.
 
@@ -24,21 +26,21 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Drops:
-    """Who leaves: completions, and scorers of a group."""
+    """What is dropped: completions, shape (B, G), and whole scorers of a group, shape (B, S)."""
 
     completions_BG: Mask
     scorers_BS: Mask
 
 
 class FailurePolicy(Protocol):
-    """What follows from the scores that failed; `failed_BGS` is True where INVALID, TIMEOUT, FAILED or unanswered."""
+    """Decides what is dropped; `failed_BGS` is True where a score is INVALID, TIMEOUT or FAILED."""
 
     def drops(self, failed_BGS: Mask) -> Drops: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Raise:
-    """All ranks stop together; the error sums up what failed. Nothing is learnt from the step."""
+    """Training stops on all ranks with an error that sums up what failed. The step makes no update."""
 
     def drops(self, failed_BGS: Mask) -> Drops:
         raise AssertionError("the trainer raises before it asks this policy")
@@ -46,9 +48,10 @@ class Raise:
 
 @dataclass(frozen=True, slots=True)
 class DropSample:
-    """A completion with any failed score leaves its group's mean and std, the loss and its denominators.
+    """A completion with any failed score is dropped.
 
-    The step is that of a batch in which the completion was never sampled.
+    It counts neither for its group's mean and standard deviation nor for the loss and its denominators: the step is
+    computed as if the completion had never been sampled.
     """
 
     def drops(self, failed_BGS: Mask) -> Drops:
@@ -57,7 +60,7 @@ class DropSample:
 
 @dataclass(frozen=True, slots=True)
 class DropGroup:
-    """A group with any failed score leaves whole: its prompt teaches nothing in this step."""
+    """A group with any failed score is dropped whole: its prompt does not count in this step."""
 
     def drops(self, failed_BGS: Mask) -> Drops:
         lost_B1 = _any(failed_BGS, (1, 2))[:, None]
@@ -66,9 +69,10 @@ class DropGroup:
 
 @dataclass(frozen=True, slots=True)
 class DropScorer:
-    """A scorer that failed on any member is left out for the whole group; siblings stay comparable.
+    """A scorer that failed on any completion of a group is left out for the whole group.
 
-    The group's reward is the weighted sum of the scorers that are left. A group that has none left leaves.
+    So the rewards of a group stay comparable: each is the weighted sum of the same remaining scorers. A group without
+    any remaining scorer is dropped whole.
     """
 
     def drops(self, failed_BGS: Mask) -> Drops:
@@ -109,7 +113,7 @@ def policy_of(name: str) -> FailurePolicy:
     return policy
 
 
-def leave_small_groups(dropped_BG: Mask, min_group_size: int) -> Mask:
+def drop_small_groups(dropped_BG: Mask, min_group_size: int) -> Mask:
     """`dropped_BG`, with every completion of a group that has fewer than `min_group_size` survivors."""
     small_B1 = ((~dropped_BG).sum(axis=1) < min_group_size)[:, None] & _any(dropped_BG, 1)[:, None]
     return dropped_BG | small_B1

@@ -1,6 +1,6 @@
-"""Writes down which service scored a run, beside the run and each of its checkpoints, and compares on resuming.
+"""Records which reward service scored a run, in the run folder and in each checkpoint, and compares when a run resumes.
 
-Owns the file `reward_service.json`. Knows nothing of calls or steps.
+Owns the file `reward_service.json`. Knows nothing of calls or ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE_NAME = "reward_service.json"
 
 
 def describe(info: ServerInfo, scorer_names: list[str]) -> dict[str, Any]:
-    """What is written: the configuration's digest, and each scorer in use with its kind, version and weight."""
+    """The record: the digest of the configuration, and kind, version and weight of each scorer in use."""
     return {
         "config_digest": info.config_digest,
         "server_version": info.server_version,
@@ -37,13 +37,13 @@ def write(description: dict[str, Any], folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The description that lies in a folder, None if there is none."""
+    """The description in a folder; None if there is none."""
     path = folder / FILE_NAME
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed between two descriptions, a phrase each; empty if the digests are equal."""
+    """What changed between two descriptions, a phrase for each change; empty if the digests are equal."""
     if before["config_digest"] == now["config_digest"]:
         return []
     old, new = before["scorers"], now["scorers"]
@@ -65,6 +65,21 @@ def update(description: dict[str, Any], now: dict[str, Any], step: int, changes:
     description.update(now, changes=history)
 
 
+def begin(description: dict[str, Any], now: dict[str, Any]) -> None:
+    """Makes a description that of a new run, in place: as the service is now, without a history."""
+    description.clear()
+    description.update(now)
+
+
+def carry_on(description: dict[str, Any], before: dict[str, Any], step: int) -> list[str]:
+    """Gives the description of a run that resumes the history of its checkpoint, in place; returns what changed."""
+    changes = differences(before, description)
+    history = [*before.get("changes", []), *([{"step": step, "changes": "; ".join(changes)}] if changes else [])]
+    if history:
+        description["changes"] = history
+    return changes
+
+
 class ProvenanceCallback(TrainerCallback):
     """Writes the description at both ends of training and with each checkpoint, on the main process."""
 
@@ -77,7 +92,7 @@ class ProvenanceCallback(TrainerCallback):
         if state.is_world_process_zero:
             write(self.description, Path(args.output_dir))
 
-    on_train_end = on_train_begin  # it may have changed, where the user allowed it
+    on_train_end = on_train_begin  # with allow_reward_change the description may have changed during the run
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from trl.trainer.utils import nanstd
 
-from grpo_plugin.rewards.policies import FailurePolicy, leave_small_groups
+from grpo_plugin.rewards.policies import FailurePolicy, drop_small_groups
 
 # The losses that mean over rows (GRPOTrainer._compute_loss, TRL 1.16, line 3160). `dapo`, `cispo` and `vespo` divide by
 # the generation batch's tokens, `bnpo` by the micro-batch's: there the masks alone are exact.
@@ -39,7 +39,7 @@ ROWS = "rows"  # how many of TRL's rows a micro-batch of ours stands for
 _PER_TOKEN = ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps")
 
 
-def leave_out(
+def drop_failed(
     rewards_RS: torch.Tensor,
     remote: slice,
     failed_BGS: Any,
@@ -58,16 +58,37 @@ def leave_out(
     rewards_BGS[:, :, remote].masked_fill_(left_out_BS[:, None, :], torch.nan)
     # A completion that a failure leaves without any score is dropped as well.
     bare_BG = torch.isnan(rewards_BGS).all(dim=2).cpu().numpy() & failed_BGS.any(axis=(1, 2))[:, None]
-    dropped_BG = leave_small_groups(drops.completions_BG | bare_BG, min_group_size)
+    dropped_BG = drop_small_groups(drops.completions_BG | bare_BG, min_group_size)
     dropped_R = torch.from_numpy(np.ascontiguousarray(dropped_BG)).to(rewards_RS.device).view(-1)
     rewards_RS[dropped_R] = torch.nan
     return rewards_RS, dropped_R
 
 
-def zero_std_share(rewards_RS: torch.Tensor, weights_S: torch.Tensor, dropped_R: torch.Tensor, size: int) -> float:
-    """The share of the survivors whose group's survivors all have one reward; NaN without survivors.
+def has_signal(
+    rewards_RS: torch.Tensor, weights_S: torch.Tensor, group_size: int, per_scorer: bool = False
+) -> torch.Tensor:
+    """Which rows are of a group whose rewards are not all equal, R; NaN is no reward.
 
-    TRL's `frac_reward_zero_std` counts the dropped too (TRL 1.16, line 2808).
+    The weighted sums are compared bit by bit: in float32 neither the standard deviation of equal rewards nor their
+    advantages are exactly 0 (0.0012 for 8 rewards of 1.2). `per_scorer` compares each scorer's scores instead, for
+    rewards that are normalized one by one before they are summed (TRL's `normalize_then_sum`).
+    """
+    if per_scorer:
+        values_RS = rewards_RS[:, weights_S != 0]
+    else:
+        values_RS = (rewards_RS * weights_S).nansum(dim=1, keepdim=True)  # as TRL 1.16, line 2766, sums them
+        values_RS[torch.isnan(rewards_RS).all(dim=1)] = torch.nan
+    values_BGS = values_RS.reshape(-1, group_size, values_RS.shape[1])
+    none_BGS = torch.isnan(values_BGS)
+    least_BS = values_BGS.masked_fill(none_BGS, torch.inf).amin(dim=1)
+    most_BS = values_BGS.masked_fill(none_BGS, -torch.inf).amax(dim=1)
+    return (most_BS > least_BS).any(dim=1).repeat_interleave(group_size)
+
+
+def zero_std_share(rewards_RS: torch.Tensor, weights_S: torch.Tensor, dropped_R: torch.Tensor, size: int) -> float:
+    """The share of the survivors whose group's standard deviation rounds to 0; NaN without survivors.
+
+    TRL's `frac_reward_zero_std`, which counts the dropped too (TRL 1.16, line 2808).
     """
     rewards_R = (rewards_RS * weights_S).nansum(dim=1)
     rewards_R[dropped_R] = torch.nan

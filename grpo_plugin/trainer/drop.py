@@ -8,12 +8,13 @@ Legend: N rows on this rank, R rows of the global batch.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 
-from grpo_plugin.rewards.failures import SkipEmptySteps
+from grpo_plugin.rewards.failures import SkipEmptySteps, take_out_metrics_without_value
 from grpo_plugin.rewards.survivors import ROW_MEAN_LOSSES, ROWS, SURVIVORS, mask_out, tokens_N, weigh
 from grpo_plugin.trainer.kl import KLAnchorTrainer
 
@@ -24,9 +25,13 @@ class DropFailedTrainer(KLAnchorTrainer):
     """TRL's trainer in which the rows `_dropped_R` of a generation do not count."""
 
     _dropped_R: torch.Tensor | None = None
-    _zero_std = 0.0
     _step_rows = (0.0, 0.0)  # of the optimizer step so far, over all ranks: its rows, and the survivors
+    _without_value: frozenset[str] | set[str] = frozenset()  # the metrics that the last log left out
     _empty_steps: SkipEmptySteps | None = None  # set where rows may leave at all
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._dropped_R, self._step_rows = None, (0.0, 0.0)  # what a run that was stopped within a step may have left
+        return super().train(*args, **kwargs)
 
     def _drop(self, batch: dict[str, Any], dropped_R: torch.Tensor) -> None:
         """Makes the batch what it would be, had the dropped completions never been sampled."""
@@ -39,12 +44,24 @@ class DropFailedTrainer(KLAnchorTrainer):
                 f"loss {self.loss_type!r} is a mean over the survivors of a generation, not of the optimizer step: "
                 "under DeepSpeed that takes steps_per_generation to be a multiple of gradient_accumulation_steps"
             )
-        if self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch":
-            self._metrics[self._mode]["frac_reward_zero_std"][-1] = self._zero_std
 
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._empty_steps is not None:
+            metrics = self._metrics[self._mode]
+            self._without_value = take_out_metrics_without_value(metrics)
+            if self._mode == "train" and metrics:  # here, after the optimizer step, which is what may have been empty
+                metrics["reward/steps_without_update"] = [self._empty_steps.count]
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        metrics = super().evaluate(*args, **kwargs)
+        # Whatever picks the best checkpoint looks a metric up by its name (transformers 5.23, line 3434): an evaluation
+        # without any score has NaN there, which improves on nothing.
+        return {**{f"eval_{name}": math.nan for name in self._without_value}, **metrics}
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # Leans on TRL 1.16 (grpo_trainer.py:1522): a new generation is a new `_buffered_inputs`, a micro-batch an item.

@@ -1,6 +1,6 @@
 """`KLAnchorTrainer`: what the KL term pulls towards, the reference model or the policy that sampled.
 
-Short overrides around `super()`; with `kl_anchor="reference"` they hand straight on.
+Short overrides around `super()`; with `kl_anchor="reference"` they do nothing. Owns the anchor; the term is TRL's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 
 from grpo_plugin.config import setting
 from grpo_plugin.trainer.token_batches import TokenBatchTrainer
+
+logger = get_logger(__name__)
 
 
 class KLAnchorTrainer(TokenBatchTrainer):
@@ -52,5 +55,11 @@ class KLAnchorTrainer(TokenBatchTrainer):
             return {**inputs, "ref_per_token_logps": inputs["old_per_token_logps"]}, self._kl_beta
         # TRL leaves them out where the policy that samples is the one that is updated: the term is zero, and so is its
         # gradient, 1 - π_old/π_θ.
+        logger.warning_once(
+            f"kl_anchor 'old' with beta {self._kl_beta:g} has no effect: a generation is trained on in one optimizer "
+            f"step, since gradient_accumulation_steps ({self.args.gradient_accumulation_steps}) is a multiple of "
+            f"steps_per_generation × num_iterations ({self.args.steps_per_generation} × {self.num_iterations}), so the "
+            "policy is still the old policy. Raise num_iterations or steps_per_generation, or set beta to 0"
+        )
         self._metrics["train" if self.model.training else "eval"]["kl"].append(0.0)
         return inputs, 0.0

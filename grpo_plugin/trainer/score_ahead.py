@@ -2,12 +2,16 @@
 
     generate 0, send | generate 1, send | take scores 0, train on 0 | generate 2, send | take scores 1, train on 1 | …
 
-A step then costs the longer of scoring and of its own work, not their sum. Batch k is sampled one update before it is
-trained on; its ratio is taken against the log-probabilities of the policy that sampled it, as the clipped objective
-has it (eq. 3 of arXiv:2402.03300, π_old).
+A generation then costs the longer of scoring and of the trainer's own work, not their sum. Generation k is sampled
+before the optimizer steps of generation k - 1 and trained on after them: as many updates late as a generation has
+(steps_per_generation × num_iterations / gradient_accumulation_steps, which is one by default). Its ratio is taken
+against the log-probabilities of the policy that sampled it, as the clipped objective has it (eq. 3 of arXiv:2402.03300,
+π_old). The first generation of each epoch is not ahead: it is generated when it is due, since the next epoch's rows are
+not known before, and its scores are waited for.
 
-TRL generates and computes advantages in one method, with the wait for rewards in its midst. It is run twice: once until
-it asks for rewards, recording what it generated and computed; and once with that played back, when the scores are due.
+TRL generates and computes advantages in one method, which asks for rewards in between. That method is run twice: first
+until it asks for rewards, while its results are recorded; and again when the scores are due, with the record played
+back.
 
 Knows nothing of the service: a subclass sends (`_send`) and takes (`_calculate_rewards`).
 """
@@ -25,7 +29,7 @@ import trl
 from grpo_plugin.config import setting
 from grpo_plugin.rewards.collect import Pending
 from grpo_plugin.rewards.groups import GroupLayout
-from grpo_plugin.trainer.drop import DropFailedTrainer
+from grpo_plugin.trainer.group_signal import GroupSignalTrainer
 
 
 class ScoresNotDueError(Exception):
@@ -34,7 +38,7 @@ class ScoresNotDueError(Exception):
 
 @dataclass(slots=True)
 class Generation:
-    """A batch that was generated and is being scored: what to play back."""
+    """A generation that is being scored: its rows, and the results to play back when the scores arrive."""
 
     inputs: list[dict[str, Any]]
     generated: Any = None
@@ -71,7 +75,7 @@ class Lookahead(Iterator[Batch]):
         return Batch(self._read.popleft(), upcoming)
 
 
-class ScoreAheadTrainer(DropFailedTrainer):
+class ScoreAheadTrainer(GroupSignalTrainer):
     """TRL's trainer, which sends what it generated at once, and may generate a batch ahead."""
 
     num_iterations: int
@@ -131,7 +135,7 @@ class ScoreAheadTrainer(DropFailedTrainer):
     # ------------------------------------------------------------------------------------------------------ score_ahead
 
     def _score_ahead(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Begins the next generation, then ends this one, which was begun earlier, but for an epoch's first."""
+        """Begins the next generation, then ends this one, begun earlier unless it is the first of its epoch."""
         generation, self._begun = self._begun, None
         if generation is None or generation.inputs is not getattr(inputs, "rows", inputs):
             self._forget(generation)

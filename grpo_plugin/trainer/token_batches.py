@@ -1,12 +1,12 @@
-"""`TokenBatchTrainer`: TRL's GRPOTrainer, whose forwards compute no token that changes nothing.
+"""`TokenBatchTrainer`: TRL's GRPOTrainer, whose micro-batches are made of tokens instead of rows.
 
-Short overrides around `super()`. `batches` plans, `windows` regroups an optimizer step's rows, `forwards` runs them,
-`exactness` says when not to. Knows nothing of rewards.
+Short overrides around `super()`. `batching.plan` decides which rows go together, `batching.rows` makes micro-batches of
+them, `batching.exactness` says when neither may happen. Knows nothing of rewards.
 
-Where TRL's loop runs A micro-batches of B rows for an optimizer step, this trainer takes the step's rows when the
-first is due, makes micro-batches of tokens of them, and runs those in the same A calls: none in the first ones where
-they are fewer, several in one where they are more. The last call, in which gradients are reduced and the optimizer
-steps, always has one.
+TRL's loop makes A calls for an optimizer step, each of which runs a micro-batch of B rows. This trainer takes all rows
+of the step in the first call and makes micro-batches of tokens of them. The same A calls run those: where they are
+fewer than A the first calls run none, where they are more a call runs several. The last call, in which gradients are
+reduced and the optimizer steps, always runs at least one.
 
 Legend: N rows on this rank, R rows over all ranks, A gradient accumulation steps, B rows of TRL's micro-batch.
 """
@@ -17,51 +17,41 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
-from trl import GRPOTrainer
 
 from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
-from grpo_plugin.batching.forward import find_layout, packed_forward
-from grpo_plugin.batching.log_prob_rows import LogProbRows
+from grpo_plugin.batching.forward import PACKING, with_packing
 from grpo_plugin.batching.memo import Memo
 from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
-from grpo_plugin.batching.plan import Layout, PackedLayout, Plan, make_plan
-from grpo_plugin.batching.ranks import Ranks
-from grpo_plugin.batching.rows import (
-    MICRO_BATCH_STATS,
-    MicroBatchStats,
-    StepRows,
-    trimmed,
-)
+from grpo_plugin.batching.plan import Layout, Plan, make_plan
+from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, StepRows, trimmed
 from grpo_plugin.batching.table import Table
 from grpo_plugin.config import setting
 from grpo_plugin.rewards.survivors import ROW_MEAN_LOSSES, ROW_WEIGHT
+from grpo_plugin.trainer.log_probs import Batch, LogProbsTrainer
 
 logger = get_logger(__name__)
 
-Batch = dict[str, Any]
 
-
-class TokenBatchTrainer(GRPOTrainer):
+class TokenBatchTrainer(LogProbsTrainer):
     """`trl.GRPOTrainer` with micro-batches of tokens, if `args.token_batches` says so; else TRL's own, untouched."""
 
-    accelerator: Any
     beta: float
     # On the class, for trainers made without __init__, as in TRL's own tests.
     _schedule: tuple[list[Batch], ...] = ()
     _due: list[Batch] | None = None
     _calls_in_step = 0
-    _layout_found: tuple[Layout | None] | None = None
     _step_metrics: StepMetrics | None = None
     _kl_beta = 0.0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._schedule, self._calls_in_step = (), 0  # what a run that was stopped within a step may have left
+        # What a run that was stopped within a step may have left.
+        self._schedule, self._calls_in_step, self._step_metrics = (), 0, None
         return super().train(*args, **kwargs)
 
     # --------------------------------------------------------------------------------------------- one call of the loop
@@ -110,15 +100,22 @@ class TokenBatchTrainer(GRPOTrainer):
 
     @contextlib.contextmanager
     def _before_the_last(self, model: Any) -> Iterator[None]:
-        """Inside, gradients are added up and neither reduced nor stepped with."""
+        """Inside, gradients are added up; they are not reduced over ranks, and the optimizer does not step."""
         state, last = self.accelerator.gradient_state, self.accelerator.sync_gradients
-        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED  # which looks at the state alone
         state._set_sync_gradients(False)
         try:
-            with contextlib.nullcontext() if deepspeed else self.accelerator.no_sync(model=model):
+            with self._without_reduction(model) if last else contextlib.nullcontext():
                 yield
         finally:
             state._set_sync_gradients(last)
+
+    def _without_reduction(self, model: Any) -> contextlib.AbstractContextManager[Any]:
+        """What Trainer._run_epoch enters for every call but the last (transformers 5.23, line 1896)."""
+        each = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        if each or self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # which looks at `sync_gradients`
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model=model)
+        return context
 
     def _backward_options(self) -> dict[str, Any]:
         """As Trainer.training_step has them (transformers 5.23, line 2124)."""
@@ -165,8 +162,8 @@ class TokenBatchTrainer(GRPOTrainer):
         reason = reason_to_keep_micro_batches(self)
         if reason:
             logger.warning_once(f"micro-batches stay TRL's and are only trimmed, since {reason}")
-            return [trimmed(batch, self.pad_to_multiple_of) for batch in batches], {}
-        step_rows = StepRows.of(batches, self._ranks)
+            return [trimmed(batch, self.pad_to_multiple_of, self._sequence_ratios) for batch in batches], {}
+        step_rows = StepRows.of(batches, self._ranks, self._sequence_ratios)
         if step_rows is None:
             logger.warning_once("a batch with images, an empty prompt or an advantage a token goes TRL's way")
             return batches, {}
@@ -177,15 +174,13 @@ class TokenBatchTrainer(GRPOTrainer):
         budget = self._budget(self.args.per_device_train_batch_size, step_rows.table)
         plan = make_plan(step_rows.table.rows, members, self._ranks.count, budget, layout)
         micro_batches = step_rows.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
+        micro_batches = with_packing(micro_batches, plan[self._ranks.rank], step_rows.table.rows, layout)
         return micro_batches, _plan_metrics(step_rows.table, plan, len(members), layout)
 
-    def _budget(self, rows: int, table: Table) -> int:
-        return setting(self.args, "max_tokens_per_micro_batch") or rows * table.width
-
     @property
-    def _ranks(self) -> Ranks:
-        accelerator = self.accelerator
-        return Ranks(accelerator.process_index, accelerator.num_processes, accelerator.gather, accelerator.device)
+    def _sequence_ratios(self) -> bool:
+        """Whether `importance_sampling_ratio` has a value a completion (TRL 1.16, line 2667)."""
+        return self.vllm_importance_sampling_mode in ("sequence_mask", "sequence_truncate")
 
     # ------------------------------------------------------------------------------------------------------------- loss
 
@@ -193,14 +188,22 @@ class TokenBatchTrainer(GRPOTrainer):
         weight, stats = inputs.get(ROW_WEIGHT, 1.0), inputs.get(MICRO_BATCH_STATS)
         if weight != 1.0 and self.loss_type in ROW_MEAN_LOSSES:
             inputs = {**inputs, "advantages": inputs["advantages"] * weight}
-        with self._weighed_kl(weight), self._uneven(stats):
-            return super()._compute_loss(model, inputs)
+        self._packing = inputs.get(PACKING)
+        try:
+            with self._weighed_kl(weight), self._uneven(stats):
+                return super()._compute_loss(model, inputs)
+        finally:
+            self._packing = None
 
     @contextlib.contextmanager
     def _weighed_kl(self, weight: float) -> Iterator[None]:
-        """Inside, the KL term weighs as the rows do: every loss of TRL's is linear in advantages and beta."""
+        """Inside, the KL term weighs as the rows do: every loss of TRL's is linear in advantages and beta.
+
+        TRL logs the KL term, and so gathers over ranks, only where beta is not 0. A filler on one rank has weight 0
+        where other ranks have rows: its beta stays, and its mask, which is all 0, leaves the term out of the loss.
+        """
         beta = self.beta
-        if self.loss_type in ROW_MEAN_LOSSES:
+        if self.loss_type in ROW_MEAN_LOSSES and weight:
             self.beta = beta * weight
         try:
             yield
@@ -222,102 +225,6 @@ class TokenBatchTrainer(GRPOTrainer):
                 yield
         finally:
             self.accelerator = accelerator
-
-    # --------------------------------------------------------------------------------------------------------- forwards
-
-    @property
-    def _layout(self) -> Layout | None:
-        """How rows go through the model; found out on first use, by all ranks at once."""
-        if self._layout_found is None:
-            weights = next(self.model.parameters())
-            layout = find_layout(
-                self.model,
-                self.model.config.get_text_config(),
-                self._trls_log_probs,
-                self.accelerator.autocast,
-                self._ranks,
-                half=self.accelerator.mixed_precision != "no" or weights.dtype in (torch.float16, torch.bfloat16),
-                packs=setting(self.args, "padding_free"),
-                shares=setting(self.args, "shared_prefix"),
-            )
-            self._layout_found = (layout,)
-        return self._layout_found[0]
-
-    def _trls_log_probs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int) -> torch.Tensor:
-        log_probs: torch.Tensor
-        log_probs, _, _ = super()._get_per_token_logps_and_entropies(self.model, input_ids, attention_mask, width)
-        return log_probs
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **multimodal: Any,
-    ) -> Any:
-        # TRL 1.16, line 1419. Called without gradient for the old and reference log-probabilities of a generation, in
-        # chunks of `batch_size`, and with gradient for one micro-batch.
-        layout = self._layout if setting(self.args, "token_batches") and self.model.training else None
-        known = not compute_aux_loss and all(value is None for value in multimodal.values())
-        if layout is not None and not torch.is_grad_enabled() and not compute_entropy and self._ranks.all(known):
-            return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
-        if isinstance(layout, PackedLayout) and torch.is_grad_enabled() and known:
-            found = packed_forward(model, input_ids, attention_mask, logits_to_keep, layout, self.accelerator.autocast)
-            return *found, None
-        return super()._get_per_token_logps_and_entropies(
-            model,
-            input_ids,
-            attention_mask,
-            logits_to_keep,
-            batch_size,
-            compute_entropy,
-            compute_aux_loss,
-            **multimodal,
-        )
-
-    def _log_probs(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int, batch_size: int | None
-    ) -> torch.Tensor:
-        """Log-probabilities without gradient, shape (N, width): each row computed on whichever rank has time for it."""
-
-        def make() -> tuple[LogProbRows | None, torch.Tensor]:
-            rows = LogProbRows.of(input_ids, attention_mask, width, self._ranks, self._log_prob_plan(batch_size))
-            return rows, attention_mask  # which is kept so that its id stays its own
-
-        key = (id(attention_mask), width, batch_size)
-        rows, _ = self._log_prob_rows.get(input_ids, key, make)  # the same for old and for reference log-probabilities
-        if rows is None:
-            whole = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, width, batch_size)
-            return whole[0]
-        return rows.returned([self._log_probs_of(model, part) for part in rows.parts(self.pad_to_multiple_of)])
-
-    @functools.cached_property
-    def _log_prob_rows(self) -> Memo:
-        return Memo()
-
-    def _log_prob_plan(self, batch_size: int | None) -> Callable[[Table], Plan]:
-        layout, ranks = self._layout, self._ranks
-        assert layout is not None
-
-        def make(table: Table) -> Plan:
-            budget = self._budget(batch_size or len(table.rows.rank_R) // ranks.count, table)
-            return make_plan(table.rows, table.members(prune=False), ranks.count, budget, layout)
-
-        return make
-
-    def _log_probs_of(self, model: Any, part: Batch) -> torch.Tensor:
-        """Of one forward's rows, as wide as their completions."""
-        ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
-        mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
-        width = part["completion_ids"].shape[1]
-        if isinstance(self._layout, PackedLayout):
-            return packed_forward(model, ids, mask, width, self._layout, self.accelerator.autocast)[0]
-        values: torch.Tensor = super()._get_per_token_logps_and_entropies(model, ids, mask, width)[0]
-        return values
 
 
 def _plan_metrics(table: Table, plan: Plan, members: int, layout: Layout) -> dict[str, float]:

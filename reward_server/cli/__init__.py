@@ -1,4 +1,4 @@
 """The `reward-server` command.
 
-Owns arguments, output and exit codes. What a command does is in the package that it calls.
+Owns arguments, output and exit codes. Knows nothing of how a command's work is done: the other packages do it.
 """

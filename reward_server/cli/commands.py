@@ -1,7 +1,7 @@
-"""What `check` and `score` do: one group or several from the shell, and what came of them as a table or as JSON.
+"""`reward-server check` and `reward-server score`: score groups, and print the scores as a table or as JSON.
 
-Owns the reading of groups and the printing of scores. Scores in this process for a configuration, by a client for an
-endpoint.
+Owns the reading of groups and the printing of scores. A configuration is scored with in this process, an endpoint by a
+client.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _CONNECT_TIMEOUT_S = 10.0
 
 
 def check(config: ServerConfig, sample: str | None) -> int:
-    """Reads the credentials, loads every scorer, scores a sample and prints both. Returns 1 if a score failed."""
+    """Reads credentials, loads every scorer, scores a sample and prints the result. Returns 1 if a score failed."""
     Security(config)  # raises for files that `serve` could not use
     return asyncio.run(_check(config.model_copy(update={"workers": 1}), sample))
 
 
 def score(source: ServerConfig | RewardClient, groups: Sequence[Group], *, as_json: bool, timeout_s: float) -> int:
-    """Scores groups here or by a client and prints what came of them. Returns 1 if a score failed."""
+    """Scores groups in this process or by a client, and prints the scores. Returns 1 if a score failed."""
     if isinstance(source, RewardClient):
         answers = _score_at(source, groups, timeout_s)
     else:
@@ -45,7 +45,7 @@ def score(source: ServerConfig | RewardClient, groups: Sequence[Group], *, as_js
 
 
 def describe(info: ScorerInfo) -> str:
-    """One scorer in one line."""
+    """A scorer in one line."""
     facts = [info.kind, f"version {info.version}", f"weight {info.weight:g}"]
     facts += ["deterministic"] * info.deterministic + ["sees whole groups"] * info.group_aware
     facts += [f"needs {', '.join(info.required_columns)}"] * bool(info.required_columns)
@@ -58,14 +58,16 @@ def describe(info: ScorerInfo) -> str:
 def groups_of(
     prompt: str, completions: Sequence[str], columns: Sequence[str], path: str | None, scorers: Sequence[str]
 ) -> list[Group]:
-    """Groups as the shell gives them: one by options, or a file's rows. Raises InvalidGroupError."""
+    """The groups of a command line: one group from its options, or the rows of a file. Raises InvalidGroupError."""
     if path is None:
         if not completions:
-            raise InvalidGroupError("there is nothing to score: give --completion TEXT, or --input FILE")
+            raise InvalidGroupError("there is nothing to score: give --completion TEXT or --input FILE")
         row = {**dict(_column(text) for text in columns), "prompt": prompt, "completions": list(completions)}
         return [group_of_row(row, "the group", "0", scorers)]
     if completions or columns:
-        raise InvalidGroupError("--input brings its own completions and columns: leave --completion and --column out")
+        raise InvalidGroupError(
+            "the rows of --input have their own completions and columns: leave out --completion and --column"
+        )
     rows = list(rows_of(path))
     if not rows:
         raise InvalidGroupError(f"{path} holds no rows")
@@ -73,7 +75,10 @@ def groups_of(
 
 
 def group_of_row(row: Any, where: str, group_id: str, scorers: Sequence[str] = ()) -> Group:
-    """A group of a row {"prompt": …, "completions": […], columns…}; text or lists of messages."""
+    """The group in a row {"prompt": …, "completions": […], columns…}, whose contents are text or lists of messages.
+
+    `where` begins the message of an InvalidGroupError.
+    """
     if not isinstance(row, dict) or "prompt" not in row or not isinstance(row.get("completions"), list):
         raise InvalidGroupError(f'{where} must be an object with "prompt" and a list "completions", not {row!r:.80}')
     if not row["completions"]:
@@ -82,7 +87,7 @@ def group_of_row(row: Any, where: str, group_id: str, scorers: Sequence[str] = (
         _check_content(content, where)
     columns = {name: value for name, value in row.items() if name not in ("prompt", "completions")}
     completions = tuple(Completion(content) for content in row["completions"])
-    return Group(row["prompt"], completions, columns, run_id="shell", group_id=group_id, scorers=tuple(scorers))
+    return Group(row["prompt"], completions, columns, run_id="command line", group_id=group_id, scorers=tuple(scorers))
 
 
 def _check_content(content: Any, where: str) -> None:
@@ -142,12 +147,19 @@ async def _check(config: ServerConfig, sample: str | None) -> int:
             return await _score_made_up_sample(scorers)
         return await _score_sample(scorers, sample_of_file(sample), sample)
     finally:
+        _print_notes(scorers)  # after the sample, since some are known only once something was scored
         await scorers.close()
 
 
+def _print_notes(scorers: ScorerSet) -> None:
+    notes = [f"  {scorer.name}: {note}" for scorer in scorers.scorers for note in scorer.notes]
+    if notes:
+        print("\nto know:", *notes, sep="\n")
+
+
 async def _score_made_up_sample(scorers: ScorerSet) -> int:
-    """As text; and as messages for those that fail on it, since a function may read only one of the two forms."""
-    text, messages = made_up(scorers.info.scorers)
+    """Scores the sample as text, and as messages with the scorers that fail on text: some functions read only those."""
+    text, messages = made_up(scorers.info.scorers, scorers.scorers)
     fail = await failing_on(scorers, text)
     passing = tuple(info.name for info in scorers.info.scorers if info.name not in fail)
     if passing:
@@ -156,7 +168,9 @@ async def _score_made_up_sample(scorers: ScorerSet) -> int:
         return 0
     code = await _score_sample(scorers, dataclasses.replace(messages, scorers=fail), "a made-up sample of messages")
     if code:
-        print("if that is the made-up sample's fault, give a row of your data with --sample FILE", file=sys.stderr)
+        print(
+            "if the made-up sample does not fit your scorers, give a row of your data: --sample FILE", file=sys.stderr
+        )
     return code
 
 
@@ -202,7 +216,7 @@ def _score_at(client: RewardClient, groups: Sequence[Group], timeout_s: float) -
 
 
 def table(group: Group, scores: GroupScores) -> list[str]:
-    """Completions × scorers, aligned, with the reward; below, a line for each different failure."""
+    """An aligned table of completions × scorers with the rewards, and below it a line for each different failure."""
     rewards = scores.rewards()
     rows = [["", "completion", *(scorer.name for scorer in scores.scorers), "reward"]]
     for index, content in enumerate(group.contents()):

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from reward_server.cli.arguments import add_source, credentials, positive, read_config, seconds
 from reward_server.cli.commands import rows_of
-from reward_server.client import AsyncRewardClient, ClientTLS
-from reward_server.config import ServerConfig, load_config
+from reward_server.client import AsyncRewardClient
+from reward_server.config import ServerConfig
 from reward_server.errors import ConfigError, InvalidGroupError
 from reward_server.evaluation import attack as attacks
 from reward_server.evaluation import rescore as rescoring
@@ -40,7 +41,7 @@ def _add_test(commands: Any) -> None:
     parser.set_defaults(command=lambda args: _refusing(_test, args))
     parser.add_argument("cases", nargs="+", type=Path, metavar="CASES", help="YAML or JSONL files of cases")
     _add_source(parser)
-    parser.add_argument("--repeat", type=_positive, default=1, metavar="N", help="score each case N times")
+    parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="score each case N times")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write the results as JUnit XML too")
 
 
@@ -49,7 +50,7 @@ def _add_attack(commands: Any) -> None:
     parser.set_defaults(command=lambda args: _refusing(_attack, args))
     _add_source(parser)
     parser.add_argument("--data", required=True, metavar="ROWS", help='JSONL, rows of {"prompt": …, columns…}')
-    parser.add_argument("--rows", type=_positive, default=50, metavar="N", help="attack the first N rows (50)")
+    parser.add_argument("--rows", type=positive, default=50, metavar="N", help="attack the first N rows (50)")
     parser.add_argument("--gold", metavar="COLUMN", help="column of the right answer (answer, if there is one)")
     parser.add_argument("--good", default="good", metavar="COLUMN", help="column of a good completion (good)")
     parser.add_argument("--wrong", default="wrong", metavar="COLUMN", help="column of a plain wrong completion (wrong)")
@@ -81,28 +82,8 @@ def _add_rescore(commands: Any) -> None:
 
 
 def _add_source(parser: Any) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", metavar="FILE", help="score with this configuration, in this process")
-    source.add_argument("--endpoint", metavar="E", help="ask a running server: host:port or unix:path")
-    parser.add_argument("--token-file", metavar="FILE", help="token for the endpoint; else REWARD_TOKEN, if it is set")
-    parser.add_argument("--tls-ca", metavar="FILE", help="PEM certificates of the endpoint's signers; speaks TLS")
-    parser.add_argument("--timeout-s", type=_seconds, default=300.0, metavar="S", help="most that one group may take")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
+    add_source(parser)
+    parser.add_argument("--timeout-s", type=seconds, default=300.0, metavar="S", help="most that one group may take")
 
 
 def _refusing(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -116,9 +97,8 @@ def _refusing(command: Callable[[argparse.Namespace], int], args: argparse.Names
 
 def _source(args: argparse.Namespace) -> ServerConfig | AsyncRewardClient:
     if args.config:
-        return load_config(args.config)
-    tls = ClientTLS(ca_file=args.tls_ca) if args.tls_ca else None
-    return AsyncRewardClient(args.endpoint, token_file=args.token_file, tls=tls)
+        return read_config(args.config)
+    return AsyncRewardClient(args.endpoint, **credentials(args))
 
 
 # ---------------------------------------------------------------------------------------------------------------- test

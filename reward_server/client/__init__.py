@@ -1,8 +1,12 @@
-"""Clients of a reward service. Loads neither torch nor trl."""
+"""Clients of a reward service, for threads and for asyncio, and reward functions for a stock TRL trainer.
 
-from reward_server.client.base import Endpoint
+Owns connections, credentials, retries and hedges. Knows nothing of scorers or of trainers, and loads neither torch nor
+trl.
+"""
+
 from reward_server.client.clients import AsyncRewardClient, RewardClient
 from reward_server.client.credentials import ClientTLS
 from reward_server.client.remote_rewards import remote_rewards
+from reward_server.client.targets import Endpoint
 
 __all__ = ["AsyncRewardClient", "ClientTLS", "Endpoint", "RewardClient", "remote_rewards"]

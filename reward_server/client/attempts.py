@@ -1,14 +1,14 @@
-"""The attempts of one call: the first, those after a failure, those beside one that takes long, until one answers.
+"""The attempts of one call until one is answered: the first, the retries after failures, and the hedges.
 
-Owns what is in flight and what is due of one call. When and whether there is another attempt is decided by `retries`;
-what an answer means is the client's.
+Owns the attempts of one call that are in flight or due. `retries` decides whether and when there is another attempt,
+and the client translates the answer.
 
     attempts = Attempts(send, retries, timers, timeout_s, done)
     attempts.start()
-    attempts.cancel()                            whatever is in flight ends, on the server too
+    attempts.cancel()                            ends what is in flight, on the server too
 
-`done(call, failures)` is called once, from a thread of gRPC's or of the timers', with the attempt that decided: its
-code is OK, or that of the failure after which there is no other attempt. It is None if the channel was closed.
+`done(call, failures)` is called once, from a thread of gRPC or of the timers, with the attempt that decided: its code
+is OK, or that of the failure after which there is no other attempt. `call` is None if the channel was closed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from reward_server.client.retries import HEDGE_CALLS, Retries, is_retryable
 from reward_server.client.timers import Timer, Timers
 
 Send = Callable[[float], Any]
-"""Sends the call with these seconds until its deadline; returns gRPC's future."""
+"""Sends the call with so many seconds until its deadline, and returns gRPC's future."""
 
 
 class Attempts:
-    """One call's attempts. The deadline is one for all of them."""
+    """The attempts of one call, which share its deadline."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Attempts:
         self._done = done
         self._deadline = time.monotonic() + timeout_s
         self._lock = threading.Lock()
-        self._in_flight: dict[Any, float] = {}  # an attempt, and when it was sent
+        self._in_flight: dict[Any, float] = {}  # attempts, and when each was sent
         self._failures: list[Any] = []
         self._hedges = 0
         self._pause: Timer | None = None
         self._hedge_timer: Timer | None = None
-        self._over = False
+        self._has_ended = False
 
     def start(self) -> None:
         """Sends the first attempt."""
@@ -57,12 +57,12 @@ class Attempts:
         self._plan_hedge()
 
     def cancel(self) -> None:
-        """Ends them all; `done` is not called any more."""
+        """Ends all attempts. `done` is not called after that."""
         self._end()
 
     def _attempt(self) -> None:
         with self._lock:
-            if self._over:
+            if self._has_ended:
                 return
             call = self._send(max(0.0, self._deadline - time.monotonic()))
             self._in_flight[call] = time.monotonic()
@@ -71,7 +71,7 @@ class Attempts:
     def _ended(self, call: Any) -> None:
         with self._lock:
             sent_at = self._in_flight.pop(call)
-            if self._over:
+            if self._has_ended:
                 return
             if call.code() is not grpc.StatusCode.OK:
                 self._failures.append(call)
@@ -93,16 +93,16 @@ class Attempts:
     def _attempt_or_end(self) -> None:
         try:
             self._attempt()
-        except ValueError:  # gRPC's word for a channel that was closed meanwhile
+        except ValueError:  # gRPC raises it for a channel that was closed meanwhile
             if self._end():
                 self._done(None, self._failures)
 
     def _end(self) -> bool:
-        """Nothing more is sent, and what is in flight is cancelled. False if that was so already."""
+        """Cancels what is in flight, and sends nothing more. Returns False if the call had already ended."""
         with self._lock:
-            if self._over:
+            if self._has_ended:
                 return False
-            self._over = True
+            self._has_ended = True
             losers = list(self._in_flight)
             timers = [timer for timer in (self._pause, self._hedge_timer) if timer is not None]
         for timer in timers:
@@ -118,18 +118,18 @@ class Attempts:
         if after_s is None:
             return
         with self._lock:
-            if not self._over:
+            if not self._has_ended:
                 self._hedge_timer = self._timers.after(after_s, self._hedge)
 
     def _hedge(self) -> None:
         with self._lock:
-            waits = bool(self._in_flight) and not self._over
+            waits = bool(self._in_flight) and not self._has_ended
         if waits and self._retries.may_hedge():
             self._hedges += 1
             try:
                 for _ in range(HEDGE_CALLS):
                     self._attempt()
-            except ValueError:  # closed: what is in flight has ended, and says so
+            except ValueError:  # the channel is closed: the attempts in flight end, and report that
                 return
-        if not self._over:
+        if not self._has_ended:
             self._plan_hedge()

@@ -1,9 +1,9 @@
-"""`RewardClient` for threads and code that waits, `AsyncRewardClient` for asyncio.
+"""`RewardClient` for threads and blocking code, `AsyncRewardClient` for asyncio.
 
-Owns a channel and the calls on it.
+Owns a channel and the calls on it. `retries` decides whether a call is sent again.
 
     client = RewardClient("localhost:50051")
-    client.connect(timeout_s=30)            the server's info, or an error that says why there is none
+    client.connect(timeout_s=30)            the server's info, or an error with the reason
     pending = client.submit(group)          a concurrent.futures.Future of GroupScores
     scores = pending.result()
     client.close()
@@ -16,7 +16,6 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -24,8 +23,8 @@ import grpc.aio
 
 from reward_server import errors
 from reward_server.client.attempts import Attempts
-from reward_server.client.base import CHANNEL_OPTIONS, BaseClient, Endpoint, names_of
-from reward_server.client.credentials import ClientTLS, aio_channel, channel, handshake_failure
+from reward_server.client.base import BaseClient, span_attributes
+from reward_server.client.credentials import aio_channel, channel, handshake_failure
 from reward_server.client.retries import HEDGE_CALLS, Counts, HedgeAfter, Retries, is_retryable
 from reward_server.client.timers import Timers
 from reward_server.observability import tracing
@@ -35,26 +34,15 @@ from reward_server.v1 import reward_pb2_grpc as pb_grpc
 
 
 class RewardClient(BaseClient):
-    """A client for threads and for code that waits.
+    """A client for threads and for blocking code.
 
-    Calls may come from several threads. It may be made before a fork: its channel is opened by first use, and a forked
-    child opens its own.
+    Several threads may use it. It may be made before a fork: it connects at its first use, and a forked child makes a
+    connection of its own.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        timeout_s: float = 60.0,
-        hedge_after_s: HedgeAfter = None,
-        token: str | None = None,
-        token_file: str | Path | None = None,
-        tls: ClientTLS | None = None,
-    ):
-        super().__init__(
-            endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s, token=token, token_file=token_file, tls=tls
-        )
-        self._sessions: dict[int, _Session] = {}  # by process; a child leaves its parent's alone
+    def _set_up(self) -> None:
+        # By process ID: a forked child leaves its parent's connection alone.
+        self._sessions: dict[int, _Session] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -68,17 +56,17 @@ class RewardClient(BaseClient):
         return self._session().retries.counts
 
     def connect(self, timeout_s: float | None = None) -> ServerInfo:
-        """The server's info, waiting up to `timeout_s` for a server that is still starting.
+        """The server's info. Waits up to `timeout_s` for a server that is still starting.
 
-        Raises UnavailableError with the reason if none answers until then, and at once if one answers that TLS refuses;
-        CredentialsError for the token, WireVersionError if it is another's.
+        Raises UnavailableError with the reason if no server answers until then, and at once if TLS refuses the server;
+        CredentialsError if the server refuses the token; WireVersionError if it speaks another wire version.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         try:
             return self.info(timeout_s)
         except errors.UnavailableError as error:
-            if handshake_failure(str(error)) is not None:  # waiting renews no certificate
+            if handshake_failure(str(error)) is not None:  # waiting would not help
                 raise
             reason = error
         try:
@@ -89,7 +77,7 @@ class RewardClient(BaseClient):
         return self.info(max(0.1, deadline - time.monotonic()))
 
     def info(self, timeout_s: float | None = None) -> ServerInfo:
-        """What the server is. Fails at once, with the reason, where nobody answers."""
+        """The server's info. Raises UnavailableError at once, with the reason, if no server answers."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
@@ -99,15 +87,16 @@ class RewardClient(BaseClient):
         return self.decode_info(response)
 
     def submit(self, group: Group, *, timeout_s: float | None = None) -> Future[GroupScores]:
-        """Sends a group and returns at once; the future holds its scores or one of our errors.
+        """Sends a group and returns at once. The future gets the scores or one of our errors.
 
-        What another attempt may mend is tried again, at other replicas if there are, until the deadline. Cancelling the
-        future cancels what is in flight, on the server too. Raises InvalidGroupError for what cannot be sent.
+        A failure that another attempt may mend is retried until the deadline, at other replicas if there are any.
+        Cancelling the future cancels what is in flight, on the server too. Raises InvalidGroupError for a group that
+        cannot be sent.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
-        span, trace = tracing.begun("reward.score", names_of(group))
+        span, trace = tracing.start_client_span("reward.score", span_attributes(group))
         attempts = Attempts(
             lambda remaining_s: session.stub.ScoreGroup.future(
                 request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata() + trace
@@ -119,15 +108,15 @@ class RewardClient(BaseClient):
         )
         attempts.start()
         future.add_done_callback(lambda f: attempts.cancel() if f.cancelled() else None)
-        future.add_done_callback(lambda f: tracing.ended(span, CancelledError() if f.cancelled() else f.exception()))
+        future.add_done_callback(lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception()))
         return future
 
     def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
-        """Scores a group and waits for it."""
+        """Sends a group and waits for its scores. Raises one of our errors."""
         return self.submit(group, timeout_s=timeout_s).result()
 
     def close(self) -> None:
-        """Ends the calls in flight and the connection. The client may be used again, and connects anew."""
+        """Ends the calls in flight and the connection. A client that is used after that connects again."""
         session = self._sessions.pop(os.getpid(), None)
         if session is not None:
             session.close()
@@ -150,8 +139,8 @@ class RewardClient(BaseClient):
         pid = os.getpid()
         if pid not in self._sessions:
             self._sessions.setdefault(
-                pid, _Session(channel(self._target, CHANNEL_OPTIONS, self._tls), self._hedge_after_s)
-            )  # two threads: the first's
+                pid, _Session(channel(self._target, self._options, self._tls), self._hedge_after_s)
+            )  # if two threads come here, the first one's session is used
         return self._sessions[pid]
 
 
@@ -159,7 +148,7 @@ _CANCELLED = grpc.StatusCode.CANCELLED
 
 
 class _Session:
-    """What a client has in one process. Opens no connection before the first call."""
+    """The state of a client in one process. Connects at the first call."""
 
     def __init__(self, opened: grpc.Channel, hedge_after_s: HedgeAfter):
         self.channel = opened
@@ -169,31 +158,19 @@ class _Session:
 
     def close(self) -> None:
         self.channel.close()
-        self.timers.hurry()  # what waits for another attempt finds the channel closed
+        self.timers.hurry()  # calls that wait for another attempt find the channel closed
 
 
 class AsyncRewardClient(BaseClient):
-    """A client for asyncio; belongs to the event loop that uses it first.
+    """A client for asyncio. It belongs to the event loop that uses it first.
 
-    gRPC's asyncio cannot be used in a child that was forked after its parent used it: there use `RewardClient`, or
+    gRPC's asyncio does not work in a child that was forked after its parent used it. There, use `RewardClient`, or
     start processes by spawn.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        timeout_s: float = 60.0,
-        hedge_after_s: HedgeAfter = None,
-        token: str | None = None,
-        token_file: str | Path | None = None,
-        tls: ClientTLS | None = None,
-    ):
-        super().__init__(
-            endpoint, timeout_s=timeout_s, hedge_after_s=hedge_after_s, token=token, token_file=token_file, tls=tls
-        )
+    def _set_up(self) -> None:
         self._channel: grpc.aio.Channel | None = None
-        self._retries = Retries(hedge_after_s)
+        self._retries = Retries(self._hedge_after_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -207,7 +184,7 @@ class AsyncRewardClient(BaseClient):
         return self._retries.counts
 
     async def info(self, timeout_s: float | None = None) -> ServerInfo:
-        """What the server is. Fails at once, with the reason, where nobody answers."""
+        """The server's info. Raises UnavailableError at once, with the reason, if no server answers."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         request = pb.GetServerInfoRequest(wire_version=WIRE_VERSION)
         try:
@@ -217,8 +194,11 @@ class AsyncRewardClient(BaseClient):
         return self.decode_info(response)
 
     async def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
-        """Scores a group, trying again until the deadline. Cancelling the task cancels the call on the server."""
-        with tracing.span("reward.score", names_of(group), kind="CLIENT"):
+        """Scores a group, with retries until the deadline. Cancelling the task cancels the call on the server.
+
+        Raises one of our errors.
+        """
+        with tracing.span("reward.score", span_attributes(group), kind="CLIENT"):
             return await self._score(group, self.timeout_s if timeout_s is None else timeout_s)
 
     async def _score(self, group: Group, timeout_s: float) -> GroupScores:
@@ -242,7 +222,7 @@ class AsyncRewardClient(BaseClient):
             self._channel = None
 
     async def _first_answer(self, request: pb.ScoreGroupRequest, deadline: float) -> pb.ScoreGroupResponse:
-        """The answer to one attempt, or the first of one and its hedges. Raises what the last of them ended with."""
+        """The first answer to an attempt and its hedges. Raises the error of the last of them if all fail."""
         calls = {asyncio.create_task(self._attempt(request, deadline))}
         hedges = 0
         try:
@@ -269,12 +249,12 @@ class AsyncRewardClient(BaseClient):
             request,
             timeout=max(0.0, deadline - began),
             wait_for_ready=True,
-            metadata=self.metadata() + tracing.carried(),
+            metadata=self.metadata() + tracing.trace_metadata(),
         )
         self._retries.answered(time.monotonic() - began)
         return response
 
     def _stub(self) -> pb_grpc.RewardServiceStub:
         if self._channel is None:
-            self._channel = aio_channel(self._target, CHANNEL_OPTIONS, self._tls)
+            self._channel = aio_channel(self._target, self._options, self._tls)
         return pb_grpc.RewardServiceStub(self._channel)

@@ -1,7 +1,7 @@
-"""What a client shows of itself and trusts: its bearer token, its certificates, the server's.
+"""The credentials of a client: its bearer token, its certificates, and the certificates that it trusts.
 
-Owns the reading of token and certificate files and the opening of channels with them. A token is in no message, no
-`repr` and no log.
+Owns the reading of token and certificate files, and the opening of channels with them. Knows nothing of calls. A token
+appears in no message, no `repr` and no log.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Metadata = tuple[tuple[str, str], ...]
 class ClientTLS:
     """Encryption of a client's connections. All files are PEM.
 
-    `ca_file` holds the certificates that the server's must be signed by; unset, gRPC's public ones. `cert_file` and
-    `key_file` (unencrypted) are the client's own, for a server that asks for one. `server_name` is the name to look for
-    in the server's certificate, where it is not the endpoint's.
+    `ca_file` holds the certificates that sign the server's certificate; without it, gRPC's public ones are used.
+    `cert_file` and `key_file` (unencrypted) are the client's own certificate, for a server that asks for one.
+    `server_name` is the name in the server's certificate, if that is not the host of the endpoint.
     """
 
     ca_file: str | Path | None = None
@@ -40,10 +40,12 @@ class ClientTLS:
 
     def __post_init__(self) -> None:
         if (self.cert_file is None) != (self.key_file is None):
-            raise ConfigError("a client's certificate and its private key go together: give both, or neither")
+            raise ConfigError(
+                "a client's certificate and its private key belong together: give cert_file and key_file, or neither"
+            )
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Read from the files. Raises ConfigError, naming the path and the reason."""
+        """gRPC's credentials, read from the files. Raises ConfigError, which names the path and the reason."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if self.ca_file is not None:
             _check(self.ca_file, "holds no PEM certificate", context.load_verify_locations)
@@ -57,10 +59,10 @@ class ClientTLS:
 
 
 class Bearer:
-    """The token that calls carry: given, in a file that is read again for each call, or in REWARD_TOKEN."""
+    """The token that calls carry: a given one, that of a file that is read for each call, or REWARD_TOKEN."""
 
     def __init__(self, token: str | None, token_file: str | Path | None):
-        """Raises ConfigError for a file that cannot be read and for what is no token."""
+        """Raises ConfigError for a file that cannot be read and for text that cannot be a token."""
         if token is not None and token_file is not None:
             raise ConfigError(f"token and token_file ({token_file}) exclude each other: give one")
         self._file = None if token_file is None else Path(token_file)
@@ -73,7 +75,7 @@ class Bearer:
             self._metadata = _authorization(from_environment, TOKEN_VARIABLE)
 
     def metadata(self) -> Metadata:
-        """What a call carries. A file that cannot be read now leaves the token of before: it may be half written."""
+        """The metadata of a call. While the file cannot be read (it may be half written), the old token is used."""
         if self._file is not None:
             try:
                 self._metadata = _of_file(self._file)
@@ -83,29 +85,29 @@ class Bearer:
 
 
 def channel(target: str, options: Sequence[tuple[str, Any]], tls: ClientTLS | None) -> grpc.Channel:
-    """Opens no connection before the first call. Raises ConfigError for files that cannot be used."""
+    """A channel, which connects at the first call. Raises ConfigError for files that cannot be used."""
     if tls is None:
         return grpc.insecure_channel(target, options=options)
     return grpc.secure_channel(target, tls.credentials(), options=[*options, *_name(tls)])
 
 
 def aio_channel(target: str, options: Sequence[tuple[str, Any]], tls: ClientTLS | None) -> grpc.aio.Channel:
-    """The same for asyncio."""
+    """The same as `channel`, for asyncio."""
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, tls.credentials(), options=[*options, *_name(tls)])
 
 
 def check_target(target: str, tls: ClientTLS | None) -> None:
-    """Raises ConfigError where TLS has nothing to encrypt, or no name to look for."""
+    """Raises ConfigError if the target cannot be encrypted, or if no server name to check is known."""
     if tls is None:
         return
     if target.startswith("unix"):
         raise ConfigError(f"{target} is a unix socket, which is not encrypted: leave tls out")
     if target.startswith(("ipv4:", "ipv6:")) and "," in target and tls.server_name is None:
         raise ConfigError(
-            f"which name do the certificates of {target} bear? Give ClientTLS(server_name=...), or one DNS name with "
-            "all of their addresses as the endpoint"
+            f"the name in the certificates of {target} is not known: give ClientTLS(server_name=...), or one DNS name "
+            "with all of these addresses as the endpoint"
         )
 
 
@@ -124,7 +126,7 @@ _REASONS = (
 
 
 def handshake_failure(details: str) -> str | None:
-    """In words, why TLS refused the peer, by what gRPC (1.85) says of the last connection; None if it did not."""
+    """Why TLS refused the peer, by gRPC's (1.85) details of the last connection; None if TLS did not refuse it."""
     return next((reason for pattern, reason in _REASONS if re.search(pattern, details)), None)
 
 
@@ -133,7 +135,7 @@ def _name(tls: ClientTLS) -> list[tuple[str, str]]:
 
 
 def _of_file(path: Path) -> Metadata:
-    """The first line that is no comment."""
+    """The token in the first line that is no comment."""
     text = _read(path) or b""
     lines = (line.strip() for line in text.splitlines())
     if (token := next((line for line in lines if line and not line.startswith(b"#")), None)) is None:

@@ -1,7 +1,7 @@
-"""`remote_rewards`: the reward functions of a stock TRL trainer, answered by a reward service.
+"""`remote_rewards`: reward functions for a stock TRL trainer that ask a reward service.
 
-Owns the cutting of TRL's rows into groups and the one call a group that the functions share. Knows the signature of a
-TRL reward function and imports nothing of TRL.
+Owns the division of TRL's rows into groups, and the one call per group that the functions share. It knows the signature
+of a TRL reward function, and imports nothing of TRL.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from reward_server import errors
-from reward_server.client.base import Endpoint
 from reward_server.client.clients import RewardClient
 from reward_server.client.credentials import ClientTLS
+from reward_server.client.targets import Endpoint
 from reward_server.types import Group, GroupScores, ScorerInfo
 
 RewardFunction = Callable[..., Awaitable[list[float | None]]]
@@ -37,17 +37,20 @@ def remote_rewards(
     token_file: str | Path | None = None,
     tls: ClientTLS | None = None,
 ) -> list[RewardFunction]:
-    """The `reward_funcs` of a stock `trl.GRPOTrainer` or `RLOOTrainer`: one async function a scorer of the server.
+    """The `reward_funcs` of a stock `trl.GRPOTrainer` or `RLOOTrainer`: one async function per scorer of the server.
 
         rewards = remote_rewards("localhost:50051", num_generations=8)
         args = GRPOConfig(reward_weights=[reward.weight for reward in rewards], ...)
         trainer = GRPOTrainer(model, reward_funcs=rewards, args=args, ...)
 
-    The functions of one server share one call a group, and raise ScoringFailedError where a score failed. Rows are cut
-    into groups of `num_generations`; without it, where the prompt changes. A stock trainer shows its reward functions
-    only the rows of its own rank, so a group-aware scorer needs `num_generations` to divide those; RemoteGRPOTrainer
-    has no such limit. `columns` names the dataset columns to send, all by default. `token`,
-    `token_file` and `tls` are RewardClient's.
+    The functions of one server share one call per group, and raise ScoringFailedError if a score failed. Rows are
+    divided into groups of `num_generations`; without it, a new group begins where the prompt changes. A stock trainer
+    shows its reward functions only the rows of its own rank, so that `num_generations` must divide the number of those
+    rows; RemoteGRPOTrainer has no such limit. `columns` names the dataset columns to send, by default all of them.
+    `token`, `token_file` and `tls` are those of RewardClient.
+
+    Raises UnavailableError if no server answers within `connect_timeout_s`, and ConfigError if a scorer of the server
+    compares the completions of a group and `num_generations` is not given.
     """
     client = RewardClient(endpoint, timeout_s=timeout_s, token=token, token_file=token_file, tls=tls)
     info = client.connect(connect_timeout_s)
@@ -90,7 +93,7 @@ def _refuse_failures(scores: GroupScores, index: int) -> None:
 
 
 class _Batch:
-    """One call a group, shared by the functions that TRL calls one after another with the same completions."""
+    """One call per group, which the functions share that TRL calls in turn with the same completions."""
 
     def __init__(self, client: RewardClient, num_generations: int | None, columns: Sequence[str] | None):
         self._client = client
@@ -98,7 +101,7 @@ class _Batch:
         self._columns = columns
         self._run_id = uuid.uuid4().hex
         self._batches = itertools.count()
-        self._completions: list[Any] | None = None  # held, so that its identity stays its own
+        self._completions: list[Any] | None = None  # kept, so that no other list gets its identity
         self._pending: list[Future[GroupScores]] = []
 
     async def scores(self, completions: list[Any], row: dict[str, Any]) -> list[GroupScores]:
@@ -128,14 +131,14 @@ class _Batch:
         ]
 
     def _parts(self, prompts: list[Any]) -> list[slice]:
-        """The slices of the rows that are groups."""
+        """The slices of the rows that form groups."""
         count, size = len(prompts), self._num_generations
         if size is None:
             starts = [i for i in range(count) if i == 0 or prompts[i] != prompts[i - 1]]
         elif count % size:
             raise errors.ConfigError(
-                f"num_generations ({size}) must divide the rows of this rank ({count}), or a group is torn: change "
-                "per_device_train_batch_size, or use grpo_plugin.RemoteGRPOTrainer, which scores groups whole anyhow"
+                f"num_generations ({size}) must divide the rows of this rank ({count}), or a group is split: change "
+                "per_device_train_batch_size, or use grpo_plugin.RemoteGRPOTrainer, which always scores whole groups"
             )
         else:
             starts = list(range(0, count, size))

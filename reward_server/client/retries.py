@@ -1,10 +1,10 @@
-"""When a call is tried again, how long it waits before, and when a second replica is asked: decisions only.
+"""Decides whether and when a call is sent again, and when another replica is asked as well (a hedge).
 
-Owns back-off, push-back, the retry budget and the latencies that a hedge goes by. Sends nothing and waits for nothing:
-`attempts` and the clients do, by what is said here. One value a client and process, shared by its threads.
+Owns back-off, push-back, the retry budget, and the latencies that decide about hedges. It sends nothing and does not
+wait: `attempts` and the clients do. A client has one `Retries` per process, which its threads share.
 
-This is the one layer that retries: gRPC's own policy stays off, since attempts would multiply, be counted nowhere, and
-end after five however far the deadline is.
+No other layer retries. gRPC's own retry policy stays off, since its attempts would multiply ours, would not be counted,
+and would end after five even if the deadline is far.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from reward_server import errors
 # Full jitter: uniform between 0 and a bound that doubles (AWS Architecture Blog, "Exponential Backoff And Jitter").
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
-# What callers that were pushed back together wait beyond it, so that they do not return together.
+# Callers that were pushed back together wait up to this share longer, so that they do not return together.
 _PUSHBACK_JITTER = 0.25
-# A step's groups fail together when their replica dies: those may all be sent again at once. A service that goes on
-# failing then gets this many retries a second from a client; each answer earns one more.
+# The groups of a step fail together when their replica dies, and all of them may be sent again at once. A service that
+# keeps failing then gets this many retries a second from a client; each answer earns one more.
 _BUDGET = 500
 _BUDGET_PER_S = 50.0
-# gRPC's round_robin cannot be told which replica to avoid, but two calls in a row go to two replicas: a hedge is both.
-# The one that meets the slow replica again costs nothing there, since a server scores a group in flight once.
+# gRPC's round_robin cannot be told which replica to avoid, but two calls in a row go to two replicas. A hedge is
+# therefore two calls; the one that meets the slow replica again costs nothing, since a server scores a group in flight
+# only once.
 HEDGE_CALLS = 2
 _MOST_HEDGES = 2
 _LATENCIES = 200
@@ -42,14 +43,14 @@ HedgeAfter = float | Literal["p95"] | None
 
 @dataclass(slots=True)
 class Counts:
-    """How often a client sent a group again: after a failure, and elsewhere beside an attempt that took long."""
+    """How often a client sent a group again: after a failure (`retries`), and as a hedge."""
 
     retries: int = 0
     hedges: int = 0
 
 
 class Budget:
-    """A token bucket. A retry that finds it empty waits for its token; none is refused for good."""
+    """A token bucket. A retry that finds it empty waits for a token; no retry is refused for good."""
 
     def __init__(self, capacity: float, per_s: float, clock: Callable[[], float] = time.monotonic):
         self._capacity = capacity
@@ -59,13 +60,13 @@ class Budget:
         self._filled_at = clock()
 
     def reserve(self) -> float:
-        """Takes a token and returns the seconds until it is there."""
+        """Takes a token and returns the seconds until it is available."""
         self._fill()
         self._tokens -= 1
         return max(0.0, -self._tokens / self._per_s)
 
     def take(self, count: int = 1) -> bool:
-        """Takes so many tokens if they are there now."""
+        """Takes so many tokens if they are available now, and returns whether they are."""
         self._fill()
         if self._tokens < count:
             return False
@@ -73,7 +74,7 @@ class Budget:
         return True
 
     def earn(self) -> None:
-        """An answer: the service works."""
+        """Adds a token for an answer, since the service works."""
         self._tokens = min(self._capacity, self._tokens + 1)
 
     def _fill(self) -> None:
@@ -83,7 +84,7 @@ class Budget:
 
 
 class Retries:
-    """The decisions for all calls of one client."""
+    """Decides for all calls of a client in one process."""
 
     def __init__(
         self,
@@ -99,10 +100,10 @@ class Retries:
         self._lock = threading.Lock()
 
     def pause_s(self, error: Any, failures: int, remaining_s: float) -> float | None:
-        """Seconds until the next attempt after the failure number `failures`; None if there is to be none.
+        """Seconds until the next attempt after failure number `failures`; None if there is no other attempt.
 
-        There is none where the caller is at fault, where the server says so (a negative push-back, gRFC A6), and where
-        it would begin after the deadline.
+        There is none if the caller is at fault, if the server says so (a negative push-back, gRFC A6), or if the
+        attempt would begin after the deadline.
         """
         if not is_retryable(error):
             return None
@@ -112,13 +113,13 @@ class Retries:
         with self._lock:
             pause_s = max(self._pause_s(pushback_s, failures), self._budget.reserve())
             if pause_s >= remaining_s:
-                self._budget.earn()  # back: it is not used
+                self._budget.earn()  # gives the token back, since it is not used
                 return None
             self.counts.retries += 1
         return pause_s
 
     def hedge_after_s(self, hedges: int) -> float | None:
-        """Seconds after which one more replica is asked, `hedges` having been; None for never."""
+        """Seconds after which another replica is asked, after so many hedges of the call; None for never."""
         if self._hedge_after_s is None or hedges >= _MOST_HEDGES:
             return None
         if self._hedge_after_s != "p95":
@@ -129,7 +130,7 @@ class Retries:
             return sorted(self._latencies_s)[int(0.95 * len(self._latencies_s))]
 
     def may_hedge(self) -> bool:
-        """Whether the budget allows a hedge now; counts it if so."""
+        """Whether the budget allows a hedge now. Counts the hedge if so."""
         with self._lock:
             if not self._budget.take(HEDGE_CALLS):
                 return False
@@ -137,7 +138,7 @@ class Retries:
             return True
 
     def answered(self, latency_s: float) -> None:
-        """An attempt was answered after so long."""
+        """Notes that an attempt was answered after so many seconds."""
         with self._lock:
             self._latencies_s.append(latency_s)
             self._budget.earn()
@@ -149,7 +150,7 @@ class Retries:
 
 
 def check_hedge(hedge_after_s: HedgeAfter) -> HedgeAfter:
-    """The value, or ConfigError for what is neither positive seconds, "p95" nor None."""
+    """Returns the value. Raises ConfigError if it is neither positive seconds, "p95" nor None."""
     is_seconds = isinstance(hedge_after_s, (int, float)) and hedge_after_s > 0
     if hedge_after_s is None or hedge_after_s == "p95" or is_seconds:
         return hedge_after_s
@@ -157,17 +158,17 @@ def check_hedge(hedge_after_s: HedgeAfter) -> HedgeAfter:
 
 
 def is_retryable(error: Any) -> bool:
-    """Whether the code of a failed call is one that another attempt may mend, by `errors.TABLE`."""
+    """Whether another attempt may succeed, by the code of the failed call and `errors.TABLE`."""
     code: grpc.StatusCode = error.code()
     return code.name in errors.retryable_codes() and not errors.is_too_large(code, error.details() or "")
 
 
 def pushback_of(error: Any) -> float | None:
-    """The seconds that the server asks to wait; negative for "never again", None if it says nothing (gRFC A6)."""
+    """The seconds that the server asks to wait (gRFC A6): negative for "do not retry", None if it does not ask."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-retry-pushback-ms":
             try:
                 return int(value) / 1000
             except ValueError:
-                return -1.0  # gRFC A6: what cannot be read means no retry
+                return -1.0  # gRFC A6: an unreadable value means that there is no retry
     return None

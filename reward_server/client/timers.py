@@ -1,6 +1,6 @@
-"""Acts later, on a thread of its own that sleeps until the next thing is due and ends when nothing is.
+"""Timers of a client, on one thread that sleeps until the next timer is due and ends when there is none.
 
-Owns the thread and the heap. Knows nothing of calls.
+Owns the thread and the heap of timers. Knows nothing of calls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ log = logging.getLogger("reward_server.client")
 
 
 class Timer:
-    """Something that is due at a time."""
+    """An action that is due at a time."""
 
     __slots__ = ("act",)
 
@@ -24,7 +24,7 @@ class Timer:
         self.act: Callable[[], None] | None = act
 
     def cancel(self) -> None:
-        """It will not act, and what it holds is let go. Does no harm once it has acted."""
+        """Drops the action. It is harmless once the timer has acted."""
         self.act = None
 
 
@@ -38,7 +38,7 @@ class Timers:
         self._thread: threading.Thread | None = None
 
     def after(self, delay_s: float, act: Callable[[], None]) -> Timer:
-        """Acts in `delay_s` seconds, in the timers' thread; `act` must not block."""
+        """Calls `act` in `delay_s` seconds, in the timers' thread. It must not block."""
         timer = Timer(act)
         with self._changed:
             heapq.heappush(self._heap, (time.monotonic() + delay_s, next(self._order), timer))
@@ -49,7 +49,7 @@ class Timers:
         return timer
 
     def hurry(self) -> None:
-        """Whatever is due later is due now."""
+        """Makes every timer due now."""
         with self._changed:
             self._heap = [(0.0, order, timer) for _, order, timer in self._heap]
             heapq.heapify(self._heap)
@@ -65,7 +65,7 @@ class Timers:
                 log.exception("a timer failed")
 
     def _next(self) -> Timer | None:
-        """The next timer, once it is due; None if there is none, and then the thread ends."""
+        """Waits for the next timer to be due, and returns it; None if there is none, and then the thread ends."""
         with self._changed:
             while self._heap:
                 wait_s = self._heap[0][0] - time.monotonic()

@@ -1,4 +1,5 @@
-"""Where scorers run, and how work reaches them: executors, worker processes, threads, batches and queues.
+"""Executors: where scorers run, and how groups reach them.
 
-Owns the order of work, its deadlines and the isolation of failures. Knows nothing of gRPC or of callers' credentials.
+Owns the executors and what they are made of: worker processes, threads, batches, queues, time limits, quarantine and
+the isolation of failures. Knows nothing of gRPC, of callers' credentials, of the cache or of metrics.
 """

@@ -1,7 +1,7 @@
-"""Where a scorer runs whose model scores many groups at once: a queue and a thread a device, behind one batcher.
+"""The executor of a scorer whose model scores batches of several groups: one queue and one thread for each device.
 
-Owns the way of a group through a BatchedScorer: prepared in one thread, computed in those of the devices, finished.
-What goes into a batch is `batcher`'s.
+Owns the steps of a group through a BatchedScorer: `prepare` in a thread, `compute` in the devices' threads, `finish`.
+The batcher decides what goes into a batch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from reward_server.execution import fair_queue as fair
 from reward_server.execution.batcher import Batcher, BatchTimeoutError
-from reward_server.execution.executors import _load
-from reward_server.execution.results import Card, NoResultError, Timed, card_of, checked, raised
+from reward_server.execution.executors import load_scorer
+from reward_server.execution.fair_queue import current_caller
+from reward_server.execution.results import (
+    NoResultError,
+    ScorerDescription,
+    TimedResult,
+    describe,
+    failure_from,
+    validated,
+)
 from reward_server.execution.thread_pool import LimitedThreads, ThreadPool
 from reward_server.scorers.base import Result
 from reward_server.scorers.batched import BatchedScorer, Sample
@@ -23,71 +30,72 @@ from reward_server.types import Group, Score, Status
 log = logging.getLogger("reward_server")
 
 
-class BatchPlace:
-    """A batched scorer in its place. Its counters are `batcher.stats`."""
+class BatchExecutor:
+    """Runs a batched scorer. Its counters are `batcher.stats`."""
 
     def __init__(self, scorer: BatchedScorer):
         self._scorer = scorer
-        self._preparing = LimitedThreads(f"prepare {scorer.name}", 1, scorer.options.timeout_s)
-        self._computing: list[ThreadPool] = []
+        self._prepare_thread = LimitedThreads(f"prepare {scorer.name}", 1, scorer.options.timeout_s)
+        self._device_threads: list[ThreadPool] = []
         self.batcher = Batcher([], scorer.max_batch_tokens, scorer.options.timeout_s)
 
-    async def load(self) -> Card:
+    async def load(self) -> ScorerDescription:
         first = ThreadPool(f"scorer {self._scorer.name} 0", 1)
-        self._computing = [first]
+        self._device_threads = [first]
         try:
-            await first.start(lambda: _load(self._scorer))
+            await first.start(lambda: load_scorer(self._scorer))
         except BaseException:
             first.close()
             raise
-        self._computing += [
+        self._device_threads += [
             ThreadPool(f"scorer {self._scorer.name} {replica}", 1) for replica in range(1, self._scorer.replicas)
         ]
         devices = [functools.partial(self._compute, replica) for replica in range(self._scorer.replicas)]
         self.batcher = Batcher(devices, self._scorer.max_batch_tokens, self._scorer.options.timeout_s)
         self.batcher.start()
-        return card_of(self._scorer)
+        return describe(self._scorer)
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         try:
-            prepared, queued_s, compute_s = await self._preparing.run(lambda: self._scorer.prepare(group))
+            prepared, queued_s, compute_s = await self._prepare_thread.run(lambda: self._scorer.prepare(group))
             samples = [item for item in prepared if isinstance(item, Sample)]
             answer = await self.batcher.submit(
                 [sample.data for sample in samples],
                 [sample.tokens for sample in samples],
-                (group.run_id, fair.caller.get()[1]),
+                (group.run_id, current_caller.get()[1]),
             )
             outputs = iter(answer.outputs)
             merged = [next(outputs) if isinstance(item, Sample) else item for item in prepared]
-            result = checked(self._finish(group, prepared, merged), len(group))
-            return Timed(result, queued_s + answer.queued_s, compute_s + answer.compute_s)
+            result = validated(self._finish(group, prepared, merged), len(group))
+            return TimedResult(result, queued_s + answer.queued_s, compute_s + answer.compute_s)
         except NoResultError:
             raise
         except Exception as error:
-            raise raised(error) from error
+            raise failure_from(error) from error
 
     async def close(self) -> None:
-        is_busy = self._preparing.has_overdue or self.batcher.is_overdue
+        has_overdue = self._prepare_thread.has_overdue or self.batcher.is_overdue
         await self.batcher.close()
-        self._preparing.close()
-        for thread in self._computing:
+        self._prepare_thread.close()
+        for thread in self._device_threads:
             thread.close()
-        if not is_busy:
+        if not has_overdue:
             self._scorer.close()
 
     async def _compute(self, replica: int, data: Sequence[Any]) -> Sequence[Any]:
-        return await self._computing[replica].start(lambda: self._scorer.compute(data, replica))
+        return await self._device_threads[replica].start(lambda: self._scorer.compute(data, replica))
 
     def _finish(self, group: Group, prepared: Sequence[Sample | Score], outputs: Sequence[Any]) -> Result:
-        told: set[str] = set()
-        scored = [self._failed(item, group, told) if isinstance(item, Exception) else item for item in outputs]
+        logged: set[str] = set()
+        scored = [self._failed(item, group, logged) if isinstance(item, Exception) else item for item in outputs]
         return self._scorer.finish(prepared, scored)
 
-    def _failed(self, error: Exception, group: Group, told: set[str]) -> Score:
+    def _failed(self, error: Exception, group: Group, logged: set[str]) -> Score:
+        """The failed score of a completion. Each message is logged once for the group."""
         is_late = isinstance(error, BatchTimeoutError)
-        failure = NoResultError(Status.TIMEOUT, str(error)) if is_late else raised(error)
-        if failure.message not in told:
-            told.add(failure.message)
+        failure = NoResultError(Status.TIMEOUT, str(error)) if is_late else failure_from(error)
+        if failure.message not in logged:
+            logged.add(failure.message)
             details = f"\n{failure.details.rstrip()}" if failure.details else ""
             what = f"scorer {self._scorer.name!r}, group {group.group_id!r}: {failure.status.name}"
             log.warning("%s: %s%s", what, failure.message, details)

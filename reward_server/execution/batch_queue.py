@@ -1,9 +1,9 @@
-"""What waits for one device, and which rows of it make the next batch.
+"""The queue of one device, and which of its rows make the next batch.
 
-Owns the order: whole groups in fair order of run and caller, the rows of those that are begun by length. Knows nothing
-of devices, clocks or tasks.
+Owns the order: whole groups wait in fair order of run and caller; the rows of started groups are sorted by length.
+Knows nothing of devices, clocks or tasks.
 
-Legend: a row is one sample of a caller's work, and its length is in tokens.
+Legend: a row is one sample of a work item (one caller's samples), and its length is in tokens.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from typing import Any
 
 from reward_server.execution.fair_shares import FairShares
 
-# Batches' worth of tokens whose rows are sorted together. More pads less and lets a newcomer wait longer.
-_BEGUN_BATCHES = 8
-# What a model call costs by itself, as a share of a full batch: padding is accepted only as far as it saves that.
-_CALL_SHARE = 1 / 16
+# How many full batches' tokens are started, so that their rows are sorted together. A larger number means less padding
+# and a longer wait for a group that has just arrived.
+_STARTED_BATCHES = 8
+# The fixed cost of a model call, as a share of a full batch's cost. Padding is accepted only where it saves a call.
+_CALL_COST = 1 / 16
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One sample of a caller's."""
+    """One sample of a work item."""
 
-    work: Work
+    work: WorkItem
     index: int
     sample: Any
     length: int
 
 
-class Work:
-    """One caller's samples, and their outputs as they come. `flow` is run and caller."""
+class WorkItem:
+    """One caller's samples, and their outputs as they arrive. `flow` is run and caller."""
 
     def __init__(self, samples: Sequence[Any], lengths: Sequence[int], flow: tuple[str, str], asked: float):
         self.rows = [
@@ -49,11 +50,11 @@ class Work:
 
     @property
     def has_ended(self) -> bool:
-        """Every row has its output, or the caller is gone."""
+        """Whether every row has its output, or the caller has left."""
         return self.done.done()
 
     def settle(self, row: Row, output: Any) -> None:
-        """Keeps a row's output; the last one ends the work."""
+        """Stores a row's output. The last one completes the work item."""
         self.outputs[row.index] = output
         self._left -= 1
         if not self._left and not self.has_ended:
@@ -61,74 +62,77 @@ class Work:
 
 
 class BatchQueue:
-    """`waiting` groups and the rows of those that are `begun`."""
+    """Groups that wait, and the rows of groups that are started."""
 
     def __init__(self, max_batch_tokens: int):
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: FairShares[Work] = FairShares()
-        self._begun: dict[Work, int] = {}  # the oldest first, with the count of its rows in _rows
+        self._waiting: FairShares[WorkItem] = FairShares()
+        self._started: dict[WorkItem, int] = {}  # the oldest first, with the number of its rows in _rows
         self._rows: list[Row] = []  # the longest first
-        self._begun_tokens = 0
-        self._batches: list[list[Row]] = []  # made already, the next one last
+        self._started_tokens = 0
+        self._batches: list[list[Row]] = []  # batches that are cut already, the next one last
         self.rows = 0
-        """All that wait here."""
+        """The number of all rows in this queue."""
         self.tokens = 0
 
-    def add(self, work: Work) -> None:
+    def add(self, work: WorkItem) -> None:
         self._waiting.add(work.flow, work, work.tokens)
         self._count(work.rows, 1)
 
     def add_batches(self, *batches: list[Row]) -> None:
-        """Puts batches before everything else, to be computed as they are."""
+        """Puts batches before everything else; they are computed as they are."""
         self._batches += reversed(batches)
         for batch in batches:
             self._count(batch, 1)
 
-    def works(self) -> set[Work]:
-        """Those of which something waits."""
-        return {*self._begun, *self._waiting, *(row.work for batch in self._batches for row in batch)}
+    def items(self) -> set[WorkItem]:
+        """The work items that have rows in this queue."""
+        return {*self._started, *self._waiting, *(row.work for batch in self._batches for row in batch)}
 
     def next_batch(self) -> list[Row]:
-        """Takes out the rows to compute next: the oldest group's longest and its neighbours. There must be some."""
+        """Removes and returns the rows to compute next: the oldest group's longest row and its neighbours in length.
+
+        The queue must not be empty.
+        """
         batch = self._batches.pop() if self._batches else self._cut_batch()
         self._count(batch, -1)
         return batch
 
-    def discard(self, work: Work) -> list[Row]:
-        """Takes out what waits of a work, and returns it."""
+    def discard(self, work: WorkItem) -> list[Row]:
+        """Removes the rows of a work item, and returns them."""
         discarded = []
         if self._waiting.discard(work.flow, work):
             discarded += work.rows
-        if self._begun.pop(work, None) is not None:
-            discarded += _take_out(self._rows, work)
-            self._begun_tokens -= sum(row.length for row in discarded)
+        if self._started.pop(work, None) is not None:
+            discarded += _remove(self._rows, work)
+            self._started_tokens -= sum(row.length for row in discarded)
         for batch in self._batches:
-            discarded += _take_out(batch, work)
+            discarded += _remove(batch, work)
         self._batches = [batch for batch in self._batches if batch]
         self._count(discarded, -1)
         return discarded
 
     def _cut_batch(self) -> list[Row]:
-        self._begin_groups()
-        oldest = next(iter(self._begun))
+        self._start_groups()
+        oldest = next(iter(self._started))
         seed = next(index for index, row in enumerate(self._rows) if row.work is oldest)
         chosen = choose_batch([row.length for row in self._rows], seed, self._max_batch_tokens)
         batch = self._rows[chosen]
         del self._rows[chosen]
         for row in batch:
-            self._begun[row.work] -= 1
-            if not self._begun[row.work]:
-                del self._begun[row.work]
-        self._begun_tokens -= sum(row.length for row in batch)
+            self._started[row.work] -= 1
+            if not self._started[row.work]:
+                del self._started[row.work]
+        self._started_tokens -= sum(row.length for row in batch)
         return batch
 
-    def _begin_groups(self) -> None:
-        while self._waiting and self._begun_tokens < _BEGUN_BATCHES * self._max_batch_tokens:
+    def _start_groups(self) -> None:
+        while self._waiting and self._started_tokens < _STARTED_BATCHES * self._max_batch_tokens:
             work = self._waiting.pop()
-            self._begun[work] = len(work.rows)
-            self._begun_tokens += work.tokens
+            self._started[work] = len(work.rows)
+            self._started_tokens += work.tokens
             self._rows += work.rows
-        self._rows.sort(key=lambda row: -row.length)  # nearly sorted, and stable: the older group's row comes first
+        self._rows.sort(key=lambda row: -row.length)  # a stable sort: an older group's row comes first
 
     def _count(self, rows: Sequence[Row], sign: int) -> None:
         self.rows += sign * len(rows)
@@ -136,24 +140,24 @@ class BatchQueue:
 
 
 def choose_batch(lengths: Sequence[int], seed: int, max_batch_tokens: int) -> slice:
-    """The rows to compute together with row `seed`, of rows sorted with the longest first.
+    """Chooses the rows to compute together with row `seed`. The rows are sorted with the longest first.
 
-    Grows from the seed to whichever side gets more tokens done for what the batch costs, padding and the call itself
-    included, until that falls or the batch is full. A longer row joins only if the padding that it brings the others
-    costs less than their own call would. A row longer than the limit goes alone.
+    The batch grows from the seed towards the side that yields more tokens for the batch's cost, which includes padding
+    and the call itself, until that ratio falls or the batch is full. A longer row joins only if the padding that it
+    adds to the others costs less than a call of their own. A row longer than the limit is computed alone.
     """
-    call = max_batch_tokens * _CALL_SHARE
+    call_cost = max_batch_tokens * _CALL_COST
     start, stop, tokens = seed, seed + 1, lengths[seed]
-    best = tokens / (tokens + call)
+    best = tokens / (tokens + call_cost)
 
-    def worth(first: int, last: int, tokens: int) -> float:
+    def tokens_per_cost(first: int, last: int, tokens: int) -> float:
         cost = lengths[first] * (last - first)
-        pads_too_much = (lengths[first] - lengths[start]) * (stop - start) > call
-        return 0.0 if cost > max_batch_tokens or pads_too_much else tokens / (cost + call)
+        pads_too_much = (lengths[first] - lengths[start]) * (stop - start) > call_cost
+        return 0.0 if cost > max_batch_tokens or pads_too_much else tokens / (cost + call_cost)
 
     while True:
-        longer = worth(start - 1, stop, tokens + lengths[start - 1]) if start else 0.0
-        shorter = worth(start, stop + 1, tokens + lengths[stop]) if stop < len(lengths) else 0.0
+        longer = tokens_per_cost(start - 1, stop, tokens + lengths[start - 1]) if start else 0.0
+        shorter = tokens_per_cost(start, stop + 1, tokens + lengths[stop]) if stop < len(lengths) else 0.0
         if max(longer, shorter) < best or not max(longer, shorter):
             return slice(start, stop)
         best = max(longer, shorter)
@@ -165,7 +169,7 @@ def choose_batch(lengths: Sequence[int], seed: int, max_batch_tokens: int) -> sl
             tokens += lengths[start]
 
 
-def _take_out(rows: list[Row], work: Work) -> list[Row]:
+def _remove(rows: list[Row], work: WorkItem) -> list[Row]:
     taken = [row for row in rows if row.work is work]
     rows[:] = [row for row in rows if row.work is not work]
     return taken

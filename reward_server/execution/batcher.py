@@ -1,25 +1,26 @@
-"""Groups the work of many callers into model batches, and gives each caller its own outputs.
+"""Forms model batches from the samples of many callers, and gives each caller its own outputs.
 
-Owns the queues, one a device, and a task a device that feeds it. Knows nothing of gRPC, scorers or threads: for each
-device it is handed an async function from samples to outputs.
+Owns one queue for each device, and one task for each device that feeds it. Knows nothing of gRPC, scorers or threads:
+for each device it is given an async function from samples to outputs.
 
     batcher = Batcher([compute_on_gpu_0, compute_on_gpu_1], max_batch_tokens=16384, limit_s=60)
     batcher.start()
     answer = await batcher.submit(samples, lengths, flow=("run 7", "rank 3"))
     await batcher.close()
 
-Nothing waits for a batch to fill: a free device takes the best batch of what is there, and batches grow while devices
-are busy. What a device gets next:
+Batches are formed as soon as a device is free; the batcher never waits for more work to arrive. Batches grow while
+devices are busy. What a device computes next:
 
-    waiting: whole groups, in fair order of run and caller   (`shares`)
-      -> begun: groups of a few batches' tokens, their rows sorted by length
-           -> a batch: the oldest group's longest row, and its neighbours in length while they make it worth more
+    waiting: whole groups, in fair order of run and caller   (`fair_shares`)
+      -> started: groups of a few batches' tokens, their rows sorted by length
+           -> a batch: the oldest group's longest row, and its neighbours in length as long as they pay
 
-so rows of like length go together, and groups are finished in the order in which they were begun. A device whose own
-queue is empty takes a batch from the fullest other one.
+So rows of similar length are computed together, and groups finish in the order in which they were started. A device
+whose own queue is empty takes a batch from the fullest other queue.
 
-A batch costs its longest row × its rows, in tokens. One that raises is halved until the row at fault is alone. One that
-outlasts the limit fails; its device gets no other until it has ended, if ever, and the others take over its queue.
+The cost of a batch is its longest row × its number of rows, in tokens. A batch that raises is split in halves until the
+row at fault is alone. A batch that exceeds the time limit fails; its device gets no other batch until that one has
+returned, if it ever does, and the other devices take over its queue.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_server.execution.batch_queue import BatchQueue, Row, Work
+from reward_server.execution.batch_queue import BatchQueue, Row, WorkItem
 
 Compute = Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
-"""From the samples of a batch to as many outputs."""
+"""Computes one output for each sample of a batch."""
 
 
 class BatchTimeoutError(TimeoutError):
-    """A row's batch outlasted the limit, or no device was free for a whole limit since all have batches that did."""
+    """A row's batch exceeded the limit, or no device became free within it since all have batches that exceeded it."""
 
 
 class BatcherClosedError(RuntimeError):
@@ -48,9 +49,9 @@ class BatcherClosedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one caller's samples, in their order: what `compute` returned, or the exception that it raised.
+    """The outputs of one caller's samples, in their order: what `compute` returned, or the exception that it raised.
 
-    `compute_s` is the time of the batches that held them, `queued_s` the rest.
+    `compute_s` is the time of the batches that held the samples, and `queued_s` is the rest of the time.
     """
 
     outputs: list[Any]
@@ -60,71 +61,71 @@ class Answer:
 
 @dataclass(slots=True)
 class BatchStats:
-    """Counted since the start. A batch is a call of `compute`; a row is one sample in it."""
+    """Counters since the start. A batch is one call of `compute`; a row is one sample in it."""
 
     batches: int = 0
     rows: int = 0
     tokens: int = 0
-    """Of the rows, without padding."""
+    """Tokens of these rows, without padding."""
     padded_tokens: int = 0
-    """Computed: longest × rows of each batch."""
+    """Tokens that were computed: longest row × rows, summed over the batches."""
     busy_s: float = 0.0
-    """Seconds of computing, of all devices together."""
+    """Seconds that devices spent computing, summed over the devices."""
     dropped: int = 0
-    """Rows that never reached the model, since their caller was gone."""
+    """Rows that never reached the model, since their caller had left."""
     failed: int = 0
     """Rows that ended without an output."""
     halved: int = 0
-    """Batches that raised and were tried again in halves."""
+    """Batches that raised and were retried in halves."""
     overdue: int = 0
-    """Batches that outlasted the limit."""
+    """Batches that exceeded the limit."""
 
     @property
     def fill(self) -> float:
-        """The share of computed tokens that is no padding; 1 before the first batch."""
+        """The share of the computed tokens that is not padding; 1 before the first batch."""
         return self.tokens / self.padded_tokens if self.padded_tokens else 1.0
 
 
 class Batcher:
-    """Queues, and the tasks that empty them."""
+    """The queues of one model's devices, and the tasks that empty them."""
 
     def __init__(self, devices: Sequence[Compute], max_batch_tokens: int, limit_s: float):
-        """`limit_s` is for one call of a device's `compute`, from when it begins."""
+        """`limit_s` is the time limit of one call of a device's `compute`, in seconds from its start."""
         self.stats = BatchStats()
         self._limit_s = limit_s
         self._devices = [_Device(compute, BatchQueue(max_batch_tokens)) for compute in devices]
         self._tasks: list[asyncio.Task[None]] = []
-        self._clocks: dict[Work, asyncio.TimerHandle] = {}
+        self._clocks: dict[WorkItem, asyncio.TimerHandle] = {}
 
     @property
     def queued(self) -> int:
-        """Rows that wait for a device."""
+        """The number of rows that wait for a device."""
         return sum(device.queue.rows for device in self._devices)
 
     @property
     def queued_tokens(self) -> int:
-        """Of these rows, without padding."""
+        """The tokens of these rows, without padding."""
         return sum(device.queue.tokens for device in self._devices)
 
     @property
     def is_overdue(self) -> bool:
-        """Whether a batch that outlasted its limit runs still."""
+        """Whether a batch that exceeded its limit is still running."""
         return any(device.is_overdue for device in self._devices)
 
     def start(self) -> None:
-        """Begins to feed the devices, in the running event loop."""
+        """Starts to feed the devices, in the running event loop."""
         self._tasks = [asyncio.create_task(self._feed(device)) for device in self._devices]
 
     async def submit(self, samples: Sequence[Any], lengths: Sequence[int], flow: tuple[str, str] = ("", "")) -> Answer:
-        """Waits until each sample has its output or its exception; `lengths` are in tokens, `flow` is run and caller.
+        """Waits until each sample has its output or its exception. `lengths` are in tokens; `flow` is run and caller.
 
-        Cancelling it drops what has not reached a model. Raises BatcherClosedError.
+        Cancelling drops the samples that have not reached a model yet. Raises BatcherClosedError.
         """
         if not samples:
             return Answer([])
         if not self._tasks:
             raise BatcherClosedError("the batcher is closed, or was never started")
-        work = Work(samples, lengths, flow, asked=time.perf_counter())
+        work = WorkItem(samples, lengths, flow, asked=time.perf_counter())
         queue = min(self._devices, key=_Device.load).queue
         queue.add(work)
         if self._is_stuck():
@@ -141,14 +142,14 @@ class Batcher:
         return Answer(work.outputs, queued_s, work.compute_s)
 
     async def close(self) -> None:
-        """Ends the tasks; what is not done by then raises BatcherClosedError where it was submitted."""
+        """Ends the tasks. Samples that are not done raise BatcherClosedError where they were submitted."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._stop_clocks()
         for device in self._devices:
-            for work in device.queue.works() | {row.work for row in device.running}:
+            for work in device.queue.items() | {row.work for row in device.running}:
                 if not work.has_ended:
                     work.done.set_exception(BatcherClosedError("the batcher was closed before this work was done"))
 
@@ -175,7 +176,7 @@ class Batcher:
         return []
 
     async def _run(self, device: _Device, rows: list[Row]) -> None:
-        rows = self._without_the_gone(rows)
+        rows = self._without_abandoned(rows)
         if not rows:
             return
         began = time.perf_counter()
@@ -187,7 +188,7 @@ class Batcher:
                 self._settle(device, rows, job)
             else:
                 self._fail(rows, BatchTimeoutError(f"no score within timeout_s = {self._limit_s:g} s"))
-                await self._end_of(device, job)
+                await self._wait_for_overdue(device, job)
         finally:
             job.cancel()
 
@@ -202,7 +203,7 @@ class Batcher:
             self.stats.halved += 1
             device.queue.add_batches(rows[: len(rows) // 2], rows[len(rows) // 2 :])
 
-    def _without_the_gone(self, rows: list[Row]) -> list[Row]:
+    def _without_abandoned(self, rows: list[Row]) -> list[Row]:
         kept = [row for row in rows if not row.work.has_ended]
         self.stats.dropped += len(rows) - len(kept)
         return kept
@@ -221,15 +222,15 @@ class Batcher:
         for row in rows:
             row.work.settle(row, error)
 
-    # ------------------------------------------------------------------------------------------------ what is overdue
+    # ------------------------------------------------------------------------------------------------ overdue batches
 
-    async def _end_of(self, device: _Device, job: asyncio.Future[Any]) -> None:
-        """Waits for a batch that has outlasted its limit: nothing else can run on its device."""
+    async def _wait_for_overdue(self, device: _Device, job: asyncio.Future[Any]) -> None:
+        """Waits for a batch that has exceeded its limit: nothing else can run on its device."""
         self.stats.overdue += 1
         device.is_overdue = True
         if self._is_stuck():
             for other in self._devices:
-                for work in other.queue.works():
+                for work in other.queue.items():
                     self._start_clock(other.queue, work)
         self._wake()
         try:
@@ -241,10 +242,10 @@ class Batcher:
             self._stop_clocks()
 
     def _is_stuck(self) -> bool:
-        """No device is free, and perhaps none will be: what waits is given up after one limit."""
+        """Whether all devices are overdue, perhaps for ever: waiting work is then given up after one limit."""
         return all(device.is_overdue for device in self._devices)
 
-    def _start_clock(self, queue: BatchQueue, work: Work) -> None:
+    def _start_clock(self, queue: BatchQueue, work: WorkItem) -> None:
         loop = asyncio.get_running_loop()
         self._clocks[work] = loop.call_later(self._limit_s, self._give_up, queue, work)
 
@@ -253,15 +254,15 @@ class Batcher:
             clock.cancel()
         self._clocks.clear()
 
-    def _give_up(self, queue: BatchQueue, work: Work) -> None:
+    def _give_up(self, queue: BatchQueue, work: WorkItem) -> None:
         self._clocks.pop(work, None)
-        message = f"all {len(self._devices)} devices are busy with batches that outlasted their limit"
+        message = f"all {len(self._devices)} devices are busy with batches that exceeded their limit"
         self._fail(queue.discard(work), BatchTimeoutError(message))
 
 
 @dataclass(slots=True)
 class _Device:
-    """One device, its queue and what it is doing."""
+    """One device, its queue and its running batch."""
 
     compute: Compute
     queue: BatchQueue
@@ -270,7 +271,7 @@ class _Device:
     is_overdue: bool = False
 
     def load(self) -> float:
-        """Tokens until it is free."""
+        """The tokens that the device has to compute before it is free."""
         return math.inf if self.is_overdue else self.queue.tokens + sum(row.length for row in self.running)
 
 

@@ -1,12 +1,12 @@
-"""Where scorers run: on the event loop, in threads, in worker processes. One face for the three.
+"""Executors of a scorer: on the event loop, in threads, in worker processes. Others are in files of their own.
 
-Owns time limits, concurrency limits and the measuring of both sides of them. Knows nothing of gRPC, and not what a
-group without a result is worth: it raises, `scoring` decides.
+Owns the protocol that all executors share, and the limits on time and concurrency where a scorer runs. Knows nothing of
+gRPC. An executor that gets no result raises NoResultError; `one_by_one` turns that into failed scores.
 
-    place = LoopPlace(scorer)
-    card = await place.load()
-    timed = await place.run(group)        raises NoResultError, or InvalidGroupError if the scorer blames the group
-    await place.close()
+    executor = LoopExecutor(scorer)
+    description = await executor.load()
+    timed = await executor.run(group)     raises NoResultError, or InvalidGroupError if the scorer blames the group
+    await executor.close()
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, Protocol
 
 from reward_server.errors import RewardServerError, ScorerLoadError
-from reward_server.execution.fair_queue import Turns
-from reward_server.execution.results import Card, NoResultError, Timed, card_of, checked, over_limit, raised
+from reward_server.execution.fair_queue import FairSemaphore
+from reward_server.execution.results import (
+    NoResultError,
+    ScorerDescription,
+    TimedResult,
+    describe,
+    failure_from,
+    timeout_failure,
+    validated,
+)
 from reward_server.execution.thread_pool import LimitedThreads
 from reward_server.execution.threads import in_thread
 from reward_server.execution.worker_pool import WorkerPool
@@ -28,78 +36,84 @@ from reward_server.scorers.base import Scorer
 from reward_server.scorers.loading import user_traceback
 from reward_server.types import Group
 
-DEFAULT_THREADS = 16  # for functions that wait for somebody else; a model says that its concurrency is 1
+DEFAULT_THREADS = 16  # for functions that wait for another service; a model sets its concurrency to 1
 
 
-class Running(Protocol):
-    """A scorer in its place."""
+class Executor(Protocol):
+    """Scores groups. Executors wrap one another: each adds one step around the `run` of the next."""
 
-    async def load(self) -> Card: ...
-    async def run(self, group: Group) -> Timed: ...
+    def run(self, group: Group, /) -> Coroutine[Any, Any, TimedResult]: ...
+
+
+class ScorerExecutor(Executor, Protocol):
+    """An innermost executor: it holds the scorer itself."""
+
+    async def load(self) -> ScorerDescription: ...
     async def close(self) -> None: ...
 
 
-class LoopPlace:
-    """On the event loop: what is async and spends its time waiting, or takes microseconds."""
+class LoopExecutor:
+    """Runs a scorer on the event loop: one that is async and mostly waits, or one that takes microseconds."""
 
     def __init__(self, scorer: Scorer):
         self._scorer = scorer
-        self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
+        self._timeout_s = scorer.options.timeout_s
+        self._slots = FairSemaphore(scorer.concurrency) if scorer.concurrency else None
 
-    async def load(self) -> Card:
+    async def load(self) -> ScorerDescription:
         with contextlib.suppress(Exception, SystemExit):
             await in_thread(self._scorer.preload)
         with _load_errors_of(self._scorer):
             if (loading := self._scorer.load()) is not None:
                 await loading
-        return card_of(self._scorer)
+        return describe(self._scorer)
 
-    async def run(self, group: Group) -> Timed:
-        if self._turns is None:
-            return await self._run(group, 0.0)
+    async def run(self, group: Group) -> TimedResult:
+        if self._slots is None:
+            return await self._score(group, 0.0)
         asked = time.perf_counter()
-        async with self._turns:
-            return await self._run(group, time.perf_counter() - asked)
+        async with self._slots:
+            return await self._score(group, time.perf_counter() - asked)
 
     async def close(self) -> None:
         if (closing := self._scorer.close()) is not None:
             await closing
 
-    async def _run(self, group: Group, queued_s: float) -> Timed:
+    async def _score(self, group: Group, queued_s: float) -> TimedResult:
         began = time.perf_counter()
-        limit = asyncio.timeout(self._scorer.options.timeout_s)
+        limit: asyncio.Timeout | None = None
         try:
             answer: Any = self._scorer.score(group)
             if inspect.isawaitable(answer):
-                async with limit:
+                async with asyncio.timeout(self._timeout_s) as limit:
                     answer = await answer
-            return Timed(checked(answer, len(group)), queued_s, time.perf_counter() - began)
+            return TimedResult(validated(answer, len(group)), queued_s, time.perf_counter() - began)
         except (Exception, SystemExit) as error:
-            if isinstance(error, TimeoutError) and limit.expired():
-                raise over_limit(self._scorer.options.timeout_s) from None
-            raise raised(error) from error
+            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                raise timeout_failure(self._timeout_s) from None
+            raise failure_from(error) from error
 
 
-class ThreadPlace:
-    """In threads of its own: a model that releases the interpreter's lock, or a function that waits for others."""
+class ThreadExecutor:
+    """Runs a scorer in threads of its own: a model that releases the GIL, or a function that waits for a service."""
 
     def __init__(self, scorer: Scorer):
         self._scorer = scorer
         size = scorer.concurrency or DEFAULT_THREADS
         self._threads = LimitedThreads(f"scorer {scorer.name}", size, scorer.options.timeout_s)
 
-    async def load(self) -> Card:
-        await self._threads.start(lambda: _load(self._scorer))
-        return card_of(self._scorer)
+    async def load(self) -> ScorerDescription:
+        await self._threads.start(lambda: load_scorer(self._scorer))
+        return describe(self._scorer)
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         try:
             answer, queued_s, compute_s = await self._threads.run(lambda: self._score(group))
-            return Timed(checked(answer, len(group)), queued_s, compute_s)
+            return TimedResult(validated(answer, len(group)), queued_s, compute_s)
         except NoResultError:
             raise
         except Exception as error:
-            raise raised(error) from error
+            raise failure_from(error) from error
 
     async def close(self) -> None:
         self._threads.close()
@@ -108,37 +122,38 @@ class ThreadPlace:
 
     def _score(self, group: Group) -> Any:
         answer = self._scorer.score(group)
-        return asyncio.run(_wait(answer)) if inspect.isawaitable(answer) else answer
+        return asyncio.run(_wait_for(answer)) if inspect.isawaitable(answer) else answer
 
 
-class WorkerPlace:
-    """In the worker processes that all such scorers share. They have loaded it when the pool has started."""
+class WorkerExecutor:
+    """Runs a scorer in the worker processes that all such scorers share. The pool loads it when it starts."""
 
     def __init__(self, scorer: Scorer, pool: WorkerPool):
         self._scorer = scorer
         self._pool = pool
-        self._turns = Turns(scorer.concurrency) if scorer.concurrency else None
+        self._slots = FairSemaphore(scorer.concurrency) if scorer.concurrency else None
 
-    async def load(self) -> Card:
-        return self._pool.cards[self._scorer.name]
+    async def load(self) -> ScorerDescription:
+        return self._pool.descriptions[self._scorer.name]
 
-    async def run(self, group: Group) -> Timed:
+    async def run(self, group: Group) -> TimedResult:
         asked = time.perf_counter()
-        if self._turns is None:
-            return await self._run(group, asked)
-        async with self._turns:
-            return await self._run(group, asked)
+        if self._slots is None:
+            return await self._score(group, asked)
+        async with self._slots:
+            return await self._score(group, asked)
 
     async def close(self) -> None:
-        """The pool is closed by who opened it."""
+        """Does nothing: the owner of the pool closes it."""
 
-    async def _run(self, group: Group, asked: float) -> Timed:
+    async def _score(self, group: Group, asked: float) -> TimedResult:
         waited_s = time.perf_counter() - asked
         timed = await self._pool.run(self._scorer.name, group, self._scorer.options.timeout_s)
-        return Timed(timed.result, waited_s + timed.queued_s, timed.compute_s)
+        return TimedResult(timed.result, waited_s + timed.queued_s, timed.compute_s)
 
 
-def _load(scorer: Scorer) -> None:
+def load_scorer(scorer: Scorer) -> None:
+    """Loads a scorer in the current thread. Raises ScorerLoadError with the traceback of user code."""
     with _load_errors_of(scorer):
         scorer.load()
 
@@ -153,5 +168,5 @@ def _load_errors_of(scorer: Scorer) -> Iterator[None]:
         raise ScorerLoadError(f"scorer {scorer.name!r}: loading raised\n{user_traceback(error)}") from error
 
 
-async def _wait(answer: Awaitable[Any]) -> Any:
+async def _wait_for(answer: Awaitable[Any]) -> Any:
     return await answer

@@ -1,12 +1,12 @@
-"""Whose turn is next: runs in turn, in a run its ranks in turn, and within a rank first come first served.
+"""Fair queueing by count: runs take turns, ranks take turns within a run, and a rank's items are first in, first out.
 
-Owns the order in which callers are served where less is free than asked for, and who the current caller is. Knows
-nothing of what they wait for.
+Owns the order in which callers are served when there are fewer slots than callers, and the current caller of a task.
+Knows nothing of what the slots are. (`fair_shares` divides by cost instead of by count.)
 
-    async with turns:         at most `size` at once
+    async with semaphore:         at most `size` at once
         ...
 
-Without it a run that sent 10,000 groups is served before a run that sent one a moment later.
+Without it, a run that has sent 10,000 groups would be served before a run that sends one group a moment later.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from contextvars import ContextVar
 from typing import Generic, TypeVar
 
 Caller = tuple[str, str]
-"""A run's id, and which of its ranks; both may be empty."""
+"""The id of a run, and which of its ranks; both may be empty."""
 
-caller: ContextVar[Caller] = ContextVar("caller", default=("", ""))
-"""Who is served in this task. The service sets it for each call."""
+current_caller: ContextVar[Caller] = ContextVar("current_caller", default=("", ""))
+"""Whom the current task serves. The service sets it for each call."""
 
 T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Items of several callers, in the order in which they are to be served. An item may leave early at no cost."""
+    """Items of several callers, in the order in which they are to be served. Removing an item early takes O(1)."""
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, OrderedDict[str, OrderedDict[T, None]]] = OrderedDict()
@@ -37,16 +37,16 @@ class FairQueue(Generic[T]):
         return len(self._callers)
 
     def __iter__(self) -> Iterator[T]:
-        """Every item, in no order."""
+        """Yields every item, in no particular order."""
         return iter(list(self._callers))
 
-    def put(self, item: T, of: Caller) -> None:
-        run, rank = of
+    def put(self, item: T, caller: Caller) -> None:
+        run, rank = caller
         self._runs.setdefault(run, OrderedDict()).setdefault(rank, OrderedDict())[item] = None
-        self._callers[item] = of
+        self._callers[item] = caller
 
     def get(self) -> T:
-        """Takes out the next item; its rank goes behind the others of its run, and its run behind the other runs."""
+        """Removes and returns the next item. Its rank moves behind the other ranks, and its run behind other runs."""
         run, ranks = next(iter(self._runs.items()))
         rank, items = next(iter(ranks.items()))
         item = next(iter(items))
@@ -56,11 +56,11 @@ class FairQueue(Generic[T]):
         return item
 
     def discard(self, item: T) -> None:
-        """Takes it out wherever it is, if it is there."""
-        of = self._callers.pop(item, None)
-        if of is None:
+        """Removes an item if it is in the queue."""
+        caller = self._callers.pop(item, None)
+        if caller is None:
             return
-        run, rank = of
+        run, rank = caller
         ranks = self._runs[run]
         del ranks[rank][item]
         if not ranks[rank]:
@@ -69,38 +69,40 @@ class FairQueue(Generic[T]):
             del self._runs[run]
 
 
-class Turns:
-    """At most `size` at once; who waits is served in fair order."""
+class FairSemaphore:
+    """A semaphore of `size` slots whose waiting callers are served in fair order."""
 
     def __init__(self, size: int):
         self._free = size
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
+        """Waits for a slot."""
         if self._free:
             self._free -= 1
             return
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.put(place, caller.get())
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.put(slot, current_caller.get())
         try:
-            await place
+            await slot
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self.give_back()  # given and cancelled in the same turn of the loop
+            if slot.done() and not slot.cancelled():
+                self.release()  # the slot was given and its caller cancelled in the same iteration of the event loop
             raise
         finally:
-            self._waiting.discard(place)
+            self._waiting.discard(slot)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
+        """Gives a slot to the next waiting caller, or makes it free."""
         while self._waiting:
-            place = self._waiting.get()
-            if not place.done():
-                place.set_result(None)
+            slot = self._waiting.get()
+            if not slot.done():
+                slot.set_result(None)
                 return
         self._free += 1
 
     async def __aenter__(self) -> None:
-        await self.take()
+        await self.acquire()
 
     async def __aexit__(self, *_: object) -> None:
-        self.give_back()
+        self.release()

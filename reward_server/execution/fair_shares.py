@@ -1,10 +1,10 @@
-"""Items of many flows, taken so that each flow gets an equal share of what they cost. (`fair` takes turns by count.)
+"""Fair queueing by cost: each flow gets an equal share of the total cost. (`fair_queue` takes turns by count.)
 
 Owns the order and nothing else. A flow is a path such as (run, caller): runs share first, then the callers of a run.
 
-Start-time fair queueing (Goyal, Vin, Cheng, 1996): an item starts, in virtual time, when the flow's item before it ends
-or, if the flow was idle, now; the item that starts first is next. An idle flow saves up no credit, and one that sends
-its next item when it has the last one's answer does not overtake those that wait.
+This is start-time fair queueing (Goyal, Vin, Cheng, 1996). In virtual time, an item starts when the item before it in
+its flow ends or, if the flow was idle, now. The item that starts first is next. An idle flow saves up no credit, and a
+flow that sends its next item only after the answer to its last one does not overtake the flows that wait.
 
     shares = FairShares()
     shares.add(("run", "caller"), item, cost=1200)
@@ -18,16 +18,17 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
 
-_MOST_REMEMBERED = 256
+# Start times of emptied flows are kept up to this number: a flow that comes back at once must not gain by it.
+_MAX_IDLE_FLOWS = 256
 
 
 class FairShares(Generic[T]):
-    """Items of one flow in their order, or of several flows beneath this one."""
+    """The items of one flow in their order, or those of several sub-flows."""
 
     def __init__(self) -> None:
         self._items: dict[T, float] = {}
         self._flows: dict[str, FairShares[T]] = {}
-        self._starts: dict[str, float] = {}  # when a flow's next item starts; of emptied flows too, while it matters
+        self._starts: dict[str, float] = {}  # when a flow's next item starts; kept for emptied flows too
         self._now = 0.0
 
     def __bool__(self) -> bool:
@@ -39,7 +40,7 @@ class FairShares(Generic[T]):
             yield from flow
 
     def add(self, path: tuple[str, ...], item: T, cost: float) -> None:
-        """Puts an item at the end of its flow. All paths are of one length."""
+        """Appends an item to its flow. All paths must have the same length."""
         if not path:
             self._items[item] = cost
             return
@@ -50,11 +51,11 @@ class FairShares(Generic[T]):
         self._flows[name].add(rest, item, cost)
 
     def pop(self) -> T:
-        """The next item, which leaves the queue."""
+        """Removes and returns the next item."""
         return self._pop()[0]
 
     def discard(self, path: tuple[str, ...], item: T) -> bool:
-        """Takes an item out, as if it had never come. Returns whether it was there."""
+        """Removes an item, as if it had never been added. Returns whether it was in the queue."""
         if not path:
             return self._items.pop(item, None) is not None
         if (flow := self._flows.get(path[0])) is None:
@@ -78,8 +79,8 @@ class FairShares(Generic[T]):
         if self._flows[name]:
             return
         del self._flows[name]
-        if not self._flows:  # nobody waits: all are equal again
+        if not self._flows:  # the queue is empty: all flows start equal again
             self._starts.clear()
             self._now = 0.0
-        elif len(self._starts) > len(self._flows) + _MOST_REMEMBERED:
+        elif len(self._starts) > len(self._flows) + _MAX_IDLE_FLOWS:
             self._starts = {waiting: self._starts[waiting] for waiting in self._flows}

@@ -1,7 +1,7 @@
-"""What comes of asking a scorer: a checked result with its times, or the reason that there is none.
+"""What an executor returns for a group: a validated result with its times, or an error that says why there is none.
 
-Owns the border at which a scorer's answer, a third party's included, becomes ours: the right number of scores, finite,
-and nothing in it that cannot be sent. Knows nothing of where a scorer ran.
+Owns the validation of what scorers return, third parties' scorers included: the number of scores is right, they are
+finite, and everything in the result can be sent. Knows nothing of where a scorer ran.
 
 Legend: G completions of a group.
 """
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import reward_server
 from reward_server.errors import InvalidGroupError
 from reward_server.scorers.base import Result, Scorer, failed, to_score
 from reward_server.types import Score, Status
@@ -24,14 +25,14 @@ from reward_server.types import Score, Status
 log = logging.getLogger("reward_server")
 
 _LONGEST_MESSAGE = 500
-_PACKAGE = os.path.dirname(__file__) + os.sep
+_PACKAGE = os.path.dirname(reward_server.__file__) + os.sep
 
 
 class NoResultError(Exception):
-    """A scorer gave no result: it raised, outlasted its limit or took its process down.
+    """A scorer gave no result: it raised, exceeded its time limit or its process died.
 
-    `message` is one line for the caller; `details` is for the server's log; `retry_alone` says whether trying the
-    completions one by one can tell which of them it was; `cost_worker` says that a worker process ended of it.
+    `message` is one line for the caller and `details` is for the server's log. `retry_alone` says whether scoring the
+    completions one by one can show which of them is at fault. `cost_worker` says that a worker process was lost.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class NoResultError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """A result, the seconds it waited for its turn and the seconds it took."""
+class TimedResult:
+    """A result, the seconds that its group waited in queues and the seconds that scoring took."""
 
     result: Result
     queued_s: float = 0.0
@@ -55,8 +56,8 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """What is known of a scorer once it is loaded where it runs."""
+class ScorerDescription:
+    """The properties of a scorer that are known once it is loaded where it runs."""
 
     version: str
     required_columns: tuple[str, ...]
@@ -64,22 +65,22 @@ class Card:
     group_aware: bool
 
 
-def card_of(scorer: Scorer) -> Card:
-    """The card of a loaded scorer."""
-    return Card(
+def describe(scorer: Scorer) -> ScorerDescription:
+    """The description of a loaded scorer."""
+    return ScorerDescription(
         str(scorer.version), tuple(scorer.required_columns), bool(scorer.deterministic), bool(scorer.group_aware)
     )
 
 
-def raised(error: BaseException) -> NoResultError:
-    """The exception that user code raised, as a failure. Raises it on if it blames the group itself."""
+def failure_from(error: BaseException) -> NoResultError:
+    """The failure for an exception that user code raised. Re-raises InvalidGroupError, which blames the group."""
     if isinstance(error, InvalidGroupError):
         raise error
     return NoResultError(Status.FAILED, one_line(error), _users_traceback(error))
 
 
 def _users_traceback(error: BaseException) -> str:
-    """The traceback from the first frame that is not this package's; the whole of it if all are."""
+    """The traceback from the first frame outside of this package; the whole traceback if there is no such frame."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
         frames = frames.tb_next
@@ -87,22 +88,22 @@ def _users_traceback(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """`TypeError: what it says`, without line breaks or traceback."""
+    """`TypeError: message`, without line breaks and traceback."""
     text = " ".join(str(error).split())
     name = type(error).__name__
     return f"{name}: {text}"[:_LONGEST_MESSAGE] if text else name
 
 
-def over_limit(
-    timeout_s: float, what_became: str = "", retry_alone: bool = True, cost_worker: bool = False
+def timeout_failure(
+    timeout_s: float, consequence: str = "", retry_alone: bool = True, cost_worker: bool = False
 ) -> NoResultError:
-    """The failure of a scorer that outlasted its time limit."""
-    message = f"no score within timeout_s = {timeout_s:g} s{what_became}"
+    """The failure of a scorer that exceeded its time limit; `consequence` continues the message."""
+    message = f"no score within timeout_s = {timeout_s:g} s{consequence}"
     return NoResultError(Status.TIMEOUT, message, retry_alone=retry_alone, cost_worker=cost_worker)
 
 
-def checked(answer: Any, expected: int) -> Result:
-    """A scorer's answer for `expected` completions, made safe to send. Raises TypeError for what is no Result."""
+def validated(answer: Any, expected: int) -> Result:
+    """A scorer's answer for `expected` completions, made safe to send. Raises TypeError if it is not a Result."""
     if not isinstance(answer, Result):
         raise TypeError(f"Scorer.score returned {answer!r:.80} of type {type(answer).__name__}, not a Result")
     scores = tuple(answer.scores)
@@ -115,8 +116,8 @@ def checked(answer: Any, expected: int) -> Result:
     return Result(scores, _metrics(answer.metrics), _extra(answer.extra, expected))
 
 
-def joined(results: Sequence[Result]) -> Result:
-    """Results of one completion each as that of their group: metrics averaged, extra columns None where absent."""
+def join_results(results: Sequence[Result]) -> Result:
+    """Joins results of one completion each into their group's: metrics are averaged, absent extra values are None."""
     metric_names = dict.fromkeys(name for result in results for name in result.metrics)
     extra_names = dict.fromkeys(name for result in results for name in result.extra)
     return Result(
@@ -153,7 +154,7 @@ def _metrics(metrics: Mapping[Any, Any]) -> dict[str, float]:
         try:
             kept[str(name)] = float(value)
         except (TypeError, ValueError):
-            log.warning("metric %r is dropped: %.80r is no number", name, value)
+            log.warning("metric %r is dropped: %.80r is not a number", name, value)
     return kept
 
 

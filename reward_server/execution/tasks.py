@@ -1,4 +1,4 @@
-"""Coroutines that belong to who waits for them: side by side, or until an event cuts them short."""
+"""Structured waiting: several coroutines side by side, or one until an event. Their tasks never outlive the caller."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CUT_SHORT = object()
 
 
 async def until(event: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | object:
-    """What the coroutine returns, or CUT_SHORT if the event comes first; then it is cancelled."""
+    """Returns what the coroutine returns, or CUT_SHORT if the event comes first; the coroutine is then cancelled."""
     work, cut = asyncio.create_task(coroutine), asyncio.create_task(event.wait())
     try:
         await asyncio.wait({work, cut}, return_when=asyncio.FIRST_COMPLETED)
@@ -24,7 +24,7 @@ async def until(event: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | 
 
 
 async def all_of(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
-    """All of them side by side; the first exception cancels the others and is raised as it is."""
+    """Runs them side by side and returns their results. The first exception cancels the others and is re-raised."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""Work that takes its time, off the event loop, in a thread of its own that nobody has to wait for in the end."""
+"""Runs one blocking function off the event loop, in a daemon thread that need not end before the process does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """What the function returns or raises. Cancelling leaves the thread to itself: it cannot be ended."""
+    """Returns or raises what the function does. Cancelling abandons the thread, which cannot be ended."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -25,5 +25,5 @@ async def in_thread(function: Callable[[], T]) -> T:
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="off the loop", daemon=True).start()  # a daemon: it may hang
+    threading.Thread(target=run, name="blocking call", daemon=True).start()  # a daemon: it may hang
     return await asyncio.wrap_future(future)

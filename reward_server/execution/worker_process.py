@@ -1,9 +1,9 @@
-"""The child's side of a worker: loads scorers, then scores one group after another in its main thread.
+"""The process side of a worker: loads the scorers, then scores one group after another in its main thread.
 
-Owns what the two sides say to each other, in the frames of `child`. Standard output is the server's standard error:
-what user code prints disturbs nobody.
+Owns the messages between server and worker, in the frames of `processes.child`. Standard output is redirected to the
+server's standard error, so that user code may print.
 
-    -> [options, …]                       <- {"cards": {…}} or {"load_error": …}
+    -> [options, …]                       <- {"descriptions": {…}} or {"load_error": …}
     -> (scorer's name, group)             <- {"scores": …}, {"raised": …} or {"invalid_group": …}, for each group
 """
 
@@ -25,7 +25,7 @@ from io import BufferedRWPair
 from typing import Any
 
 from reward_server.errors import ConfigError, InvalidGroupError, RewardServerError
-from reward_server.execution.results import Card, NoResultError, card_of, checked, raised
+from reward_server.execution.results import NoResultError, ScorerDescription, describe, failure_from, validated
 from reward_server.processes.child import HEADER
 from reward_server.processes.lifetime import die_with_parent
 from reward_server.scorers.base import Result, Scorer, ScorerOptions
@@ -35,17 +35,21 @@ from reward_server.types import Group, Score, Status
 
 
 def main(fd: int, lifeline_fd: int, parent_pid: int, memory_bytes: int) -> None:
-    """Runs until the server closes its end, with at most `memory_bytes` of data; 0 is no limit."""
-    os.set_inheritable(fd, False)  # a process that user code forks must not hold the line open
+    """Runs until the server closes its end, with at most `memory_bytes` of data; 0 means no limit."""
+    os.set_inheritable(fd, False)  # a process that user code forks must not hold the connection open
     os.set_inheritable(lifeline_fd, False)
     die_with_parent(parent_pid, lifeline_fd)
     if memory_bytes:
-        # Not RLIMIT_AS: what is mapped without being used (CUDA, torch) would count, many times over.
+        # Not RLIMIT_AS: it would count what CUDA and torch map without using it, many times the memory in use.
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    for name in (signal.SIGINT, signal.SIGTERM):  # a service manager signals the whole group; the server ends us
+    for name in (signal.SIGINT, signal.SIGTERM):  # a service manager signals the process group; the server ends us
         signal.signal(name, lambda *_: None)
-    # A server that ends meanwhile reads no answer, and nobody is left to be told.
-    with contextlib.suppress(ConnectionError), socket.socket(fileno=fd) as line, line.makefile("rwb") as file:
+    # If the server ends meanwhile, the connection breaks, and there is nobody left to tell.
+    with (
+        contextlib.suppress(ConnectionError),
+        socket.socket(fileno=fd) as connection,
+        connection.makefile("rwb") as file,
+    ):
         scorers = _load(file)
         while (frame := _read(file)) is not None:
             name, group = pickle.loads(frame)
@@ -62,11 +66,11 @@ def _load(file: BufferedRWPair) -> dict[str, Scorer]:
     try:
         scorers = [_loaded(options) for options in pickle.loads(frame)]
     except BaseException as error:
-        # Ours say all that the user needs; anything else is user code's and comes with its traceback.
+        # Our own errors say all that the user needs. Any other error is user code's and comes with its traceback.
         text = str(error) if isinstance(error, RewardServerError) else user_traceback(error)
         _write(file, {"load_error": text, "is_config": isinstance(error, ConfigError)})
         sys.exit(1)
-    _write(file, {"cards": {scorer.name: dataclasses.asdict(card_of(scorer)) for scorer in scorers}})
+    _write(file, {"descriptions": {scorer.name: dataclasses.asdict(describe(scorer)) for scorer in scorers}})
     return {scorer.name: scorer for scorer in scorers}
 
 
@@ -79,11 +83,11 @@ def _loaded(options: ScorerOptions) -> Scorer:
 def _answer(scorer: Scorer, group: Group) -> dict[str, Any]:
     try:
         answer = scorer.score(group)
-        return _encode(checked(_awaited(answer), len(group)))
+        return _encode(validated(_awaited(answer), len(group)))
     except InvalidGroupError as error:
         return {"invalid_group": str(error)}
-    except BaseException as error:  # sys.exit() in user code ends nothing but this score
-        failure = raised(error)
+    except BaseException as error:  # sys.exit() in user code must end this score only
+        failure = failure_from(error)
         return {"raised": failure.message, "details": failure.details}
 
 
@@ -106,7 +110,7 @@ def _encode(result: Result) -> dict[str, Any]:
 
 
 def decode_answer(answer: Mapping[str, Any]) -> Result:
-    """The server's side of an answer. Raises what it reports."""
+    """Decodes an answer in the server. Raises the error that it reports."""
     if "invalid_group" in answer:
         raise InvalidGroupError(answer["invalid_group"])
     if "raised" in answer:
@@ -115,9 +119,9 @@ def decode_answer(answer: Mapping[str, Any]) -> Result:
     return Result(scores, answer["metrics"], answer["extra"])
 
 
-def decode_card(card: Mapping[str, Any]) -> Card:
-    """The server's side of a card."""
-    return Card(**{**card, "required_columns": tuple(card["required_columns"])})
+def decode_description(description: Mapping[str, Any]) -> ScorerDescription:
+    """Decodes a description in the server."""
+    return ScorerDescription(**{**description, "required_columns": tuple(description["required_columns"])})
 
 
 def _read(file: BufferedRWPair) -> bytes | None:

@@ -1,7 +1,7 @@
 """Starts a reward server as a child process, waits until it takes calls, and never leaves it behind.
 
-Owns the child's process, its socket and the folder that holds it. Reads no configuration itself: what is wrong with one
-is said by the child and raised here.
+Owns the child process, its socket and the folder that holds the socket. It reads no configuration: the child reports
+what is wrong with one, and the error is raised here.
 
     with launch_server("reward.yaml") as server:
         client = RewardClient(server.endpoint)
@@ -9,7 +9,6 @@ is said by the child and raised here.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -25,32 +24,25 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from reward_server import errors
+from reward_server.launch.owned import OwnedServer
 
 _AT_ONCE_S = 5.0
-# A socket's path must fit into 104 bytes on macOS, 108 on Linux, the closing zero included.
+# The path of a socket must fit into 104 bytes on macOS and 108 on Linux, the closing zero included.
 _LONGEST_SOCKET_PATH = 103
 
 
-class ServerProcess:
+class ServerProcess(OwnedServer):
     """A running server. It ends with `stop()`, with the `with` block, and with this process, however that ends."""
 
     def __init__(self, process: subprocess.Popen[bytes], folder: Path, endpoints: list[str], config_digest: str):
+        super().__init__()
         self._process = process
         self._folder = folder
-        self._owner_pid = os.getpid()
         self.endpoints = endpoints
         self.config_digest = config_digest
-        atexit.register(self.stop)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def endpoint(self) -> str:
-        """Where a client finds it: `unix:path` or `host:port`."""
         return self.endpoints[0]
 
     @property
@@ -58,17 +50,9 @@ class ServerProcess:
         return self._process.pid
 
     def poll(self) -> int | None:
-        """The exit code; None while it runs. Negative for a signal, as in `subprocess`."""
         return self._process.poll()
 
-    def stop(self, grace_s: float = 10.0) -> int:
-        """Drains and ends it, at once after the grace, and returns the exit code. Calling it again does no harm.
-
-        In a forked child of the process that launched it nothing happens: the server is not the child's.
-        """
-        if os.getpid() != self._owner_pid:
-            return 0
-        atexit.unregister(self.stop)
+    def _stop(self, grace_s: float) -> int:
         code = _end(self._process, grace_s)
         shutil.rmtree(self._folder, ignore_errors=True)
         return code
@@ -84,12 +68,12 @@ def launch_server(
 ) -> ServerProcess:
     """Starts a server of this configuration and returns once it takes calls.
 
-    `config` is a file or what it would hold (relative paths are then looked up in the working folder). `listen` is
-    `host:port`, port 0 for a free one, or `unix:path`; unset, it is a unix socket that only this user can open. The
-    child's output goes to `log_path`, or to this process's standard error. `on_spawn` is handed the process before it
-    is ready, for who may have to end it meanwhile.
+    `config` is a file, or a mapping of what a file would hold (relative paths in it are then looked up in the working
+    folder). `listen` is `host:port` (port 0 takes a free one) or `unix:path`; without it, the server listens on a unix
+    socket that only this user can open. The child's output goes to `log_path`, or to this process's standard error.
+    `on_spawn` receives the process before it is ready, for callers who may have to end it meanwhile.
 
-    Raises ConfigError or ScorerLoadError with what the child says, UnavailableError if it is not ready in time.
+    Raises ConfigError or ScorerLoadError with the child's message, UnavailableError if it is not ready in time.
     """
     folder = private_folder()
     process: subprocess.Popen[bytes] | None = None
@@ -119,15 +103,15 @@ def _spawn(
         stdout=output,
         stderr=output,
         pass_fds=(ready_fd,),
-        # Reward code that this process can import, the child can.
+        # The child can import the reward code that this process can import.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        # A terminal's Ctrl-C is for the trainer: it still needs the scores of the step that it is in.
+        # Ctrl-C in the terminal must not reach the server: the trainer still needs the scores of its current step.
         start_new_session=True,
     )
 
 
 class _Ready:
-    """A pipe on which the child writes one line: where it listens, or what is wrong."""
+    """A pipe on which the child writes one line: the addresses that it listens on, or an error."""
 
     def __enter__(self) -> Self:
         self._fd, self.child_fd = os.pipe()
@@ -138,7 +122,7 @@ class _Ready:
         self._close_child_fd()
 
     def _close_child_fd(self) -> None:
-        """Once only: a second time it would be a descriptor that another thread has opened meanwhile."""
+        """Closes it only once: a second time, the number may belong to a file that another thread has opened."""
         if self.child_fd >= 0:
             os.close(self.child_fd)
             self.child_fd = -1
@@ -146,7 +130,7 @@ class _Ready:
     def wait(
         self, process: subprocess.Popen[bytes], timeout_s: float, source: str, log_path: str | Path | None
     ) -> dict[str, Any]:
-        self._close_child_fd()  # so that the child's end is the pipe's
+        self._close_child_fd()  # so that the pipe ends when the child does
         line = self._read_line(timeout_s)
         if line is None:
             raise errors.UnavailableError(
@@ -165,7 +149,7 @@ class _Ready:
         return answer
 
     def _read_line(self, timeout_s: float) -> bytes | None:
-        """The line; b"" if the child ended without one, None if the time is over."""
+        """Reads the line. Returns b"" if the child ended without one, and None after the time-out."""
         deadline = time.monotonic() + timeout_s
         line = b""
         with selectors.DefaultSelector() as selector:
@@ -180,7 +164,7 @@ class _Ready:
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> int:
-    """SIGTERM drains; a second one ends it at once; SIGKILL if even that does not."""
+    """Drains the process by SIGTERM, ends it at once by a second SIGTERM, and kills it if it still runs after that."""
     for wait_s in (grace_s, _AT_ONCE_S):
         if process.poll() is not None:
             break
@@ -192,7 +176,7 @@ def _end(process: subprocess.Popen[bytes], grace_s: float) -> int:
 
 
 def private_folder() -> Path:
-    """A new folder that only this user can enter, with a path short enough for a socket in it."""
+    """Makes a folder that only this user can enter, with a path that is short enough for a socket in it."""
     folder = tempfile.mkdtemp(prefix="reward-")
     if len(os.fsencode(f"{folder}/socket")) > _LONGEST_SOCKET_PATH:
         os.rmdir(folder)
@@ -202,14 +186,14 @@ def private_folder() -> Path:
 
 @contextlib.contextmanager
 def _config_file(config: str | Path | Mapping[str, Any]) -> Iterator[IO[bytes] | int]:
-    """The child's standard input: a configuration that is in no file, else nothing."""
+    """The child's standard input: the configuration if it is a mapping, else nothing."""
     if not isinstance(config, Mapping):
         yield subprocess.DEVNULL
         return
     try:
         text = json.dumps(dict(config), default=os.fspath)
     except (TypeError, ValueError) as error:
-        raise errors.ConfigError(f"the server's configuration must be what YAML could hold: {error}") from error
+        raise errors.ConfigError(f"the server's configuration holds a value that YAML cannot hold: {error}") from error
     with tempfile.TemporaryFile() as file:
         file.write(text.encode())
         file.seek(0)
@@ -218,7 +202,7 @@ def _config_file(config: str | Path | Mapping[str, Any]) -> Iterator[IO[bytes] |
 
 @contextlib.contextmanager
 def _log_file(log_path: str | Path | None) -> Iterator[IO[bytes] | int]:
-    """The child's output: a file, or this process's standard error as the system knows it."""
+    """The child's output: a file, or the standard error of this process (file descriptor 2)."""
     if log_path is None:
         yield 2
         return

@@ -1,7 +1,7 @@
-"""Keeps a server alive at one address: a child that dies is started again there, so that its callers' retries find it.
+"""Keeps a server alive at one address: a server that dies is started again there, where its callers' retries find it.
 
-Owns the watcher, the pauses between restarts and the folder of the socket. How a server is started and ended is
-`launch`'s; sending the groups again that were in flight is the client's.
+Owns the watcher and the folder of the socket. `launch` starts and ends the server; the client sends the groups again
+that were in flight.
 
     server = launch_supervised("reward.yaml")
     client = RewardClient(server.endpoint)
@@ -18,27 +18,24 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from reward_server import errors
 from reward_server.launch.launch import ServerProcess, launch_server, private_folder
+from reward_server.launch.owned import OwnedServer
+from reward_server.processes.restarts import pause_s
 
 log = logging.getLogger("reward_server")
-
-# One that dies again and again does so for a reason that the next start does not mend.
-_MOST_RESTARTS = 5
-_WINDOW_S = 60.0
-_FIRST_PAUSE_S = 0.5
 
 
 def launch_supervised(
     config: str | Path | Mapping[str, Any], *, timeout_s: float = 120.0, log_path: str | Path | None = None
 ) -> SupervisedServer:
-    """Starts a server of this configuration on a unix socket, and again whenever it ends before `stop()`.
+    """Starts a server of this configuration on a unix socket, and starts it again whenever it ends before `stop()`.
 
-    It is started again at most five times a minute. A configuration file is read again at each start. Arguments and
+    It is started again at most five times a minute, and each start reads a configuration file anew. Arguments and
     errors are those of `launch_server`.
     """
     folder = private_folder()
@@ -49,7 +46,7 @@ def launch_supervised(
         raise
 
 
-class SupervisedServer:
+class SupervisedServer(OwnedServer):
     """A server that is started again if it dies. It ends with `stop()`, and with this process, however that ends."""
 
     def __init__(
@@ -59,35 +56,28 @@ class SupervisedServer:
         self._folder = folder
         self._timeout_s = timeout_s
         self._log_path = log_path
-        self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._starting: subprocess.Popen[bytes] | None = None
         self._restarts_at: list[float] = []
         self._server = self._launch()
-        atexit.register(self.stop)
+        super().__init__()
         self._watcher = threading.Thread(target=self._watch, name="reward server watcher", daemon=True)
         self._watcher.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     @property
     def endpoint(self) -> str:
-        """Where a client finds it, now and after each restart."""
+        """The address for a client. It stays the same after each restart."""
         return self._server.endpoint
 
     @property
     def config_digest(self) -> str:
-        """Of the server that runs now."""
+        """The digest of the configuration that the current server serves."""
         return self._server.config_digest
 
     @property
     def pid(self) -> int:
-        """Of the server that runs now."""
+        """The process ID of the current server."""
         return self._server.pid
 
     def poll(self) -> int | None:
@@ -96,22 +86,15 @@ class SupervisedServer:
 
     @property
     def restarts(self) -> int:
-        """How often it was started again."""
+        """How often the server was started again."""
         return len(self._restarts_at)
 
-    def stop(self, grace_s: float = 10.0) -> int:
-        """Ends the watcher, then drains and ends the server, at once after the grace; returns the exit code.
-
-        In a forked child of the process that launched it nothing happens: the server is not the child's.
-        """
-        if os.getpid() != self._owner_pid:
-            return 0
-        atexit.unregister(self.stop)
+    def _stop(self, grace_s: float) -> int:
         with self._lock:
-            self._stopping.set()  # from here on nothing is started
+            self._stopping.set()  # nothing is started from here on
             if self._starting is not None:
                 self._starting.kill()
-        self._server.stop(grace_s)  # what the watcher waits for
+        self._server.stop(grace_s)  # the watcher waits for its end
         self._watcher.join()
         code = self._server.stop(grace_s)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -150,7 +133,7 @@ class SupervisedServer:
         finally:
             with self._lock:
                 self._starting = None
-        atexit.unregister(server.stop)  # or the watcher would see it end before our own `stop` runs
+        atexit.unregister(server.stop)  # or the watcher would see it end before `self.stop` runs
         return server
 
     def _note_starting(self, process: subprocess.Popen[bytes]) -> None:
@@ -160,17 +143,7 @@ class SupervisedServer:
                 process.kill()
 
 
-def pause_s(restarts_at: Sequence[float], now: float) -> float:
-    """Seconds until the next restart, after restarts at these times: none first, then doubling, five a minute."""
-    recent = [at for at in restarts_at if now - at < _WINDOW_S]
-    if not recent:
-        return 0.0
-    if len(recent) >= _MOST_RESTARTS:
-        return recent[-_MOST_RESTARTS] + _WINDOW_S - now
-    return _FIRST_PAUSE_S * 2 ** (len(recent) - 1)
-
-
 def _wait_for_end(pid: int) -> None:
-    """Returns when the child has ended. It stays to be reaped by its owner, who may have done so already."""
+    """Returns when the child has ended. It does not reap the child: its owner does, and may already have done so."""
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

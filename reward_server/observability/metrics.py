@@ -1,29 +1,27 @@
-"""Every counter of a server, once, and the page on which Prometheus reads them.
+"""All metrics of a server, and the page on which Prometheus reads them.
 
-Owns the names, the labels and the page. Knows nothing of gRPC: who counts says what happened in the service's words.
-Labels are scorers' names of the configuration and closed sets (method, code, status, reason); a run, a group, a text or
-a token is never one, so there are only so many series.
+Owns the metrics' names and labels, and the page. Knows nothing of gRPC: callers say what happened in the service's
+words. Labels are the configured scorers' names and closed sets (method, code, status, reason). A run, a group, a text
+or a token is never a label, so the number of series is bounded.
 
     metrics = Metrics()
     metrics.call_began("ScoreGroup") … metrics.call_ended("ScoreGroup", "OK", seconds)
-    with metrics.scoring("helpful") as note:
-        note(timed)
+    helpful = metrics.of_scorer("helpful")    resolved once; then helpful.groups.inc(), helpful.scored(timed)
     metrics.follow(scorers.counters)          plain counters of batchers and caches
     page = MetricsPage(config.metrics); page.open(); page.close()
 
-Several processes: where PROMETHEUS_MULTIPROC_DIR names a folder when this module is imported, each process writes its
-numbers there, and the page of whichever process opens one adds them all up (prometheus_client's multiprocess mode).
-Their supervisor makes the folder, empty, before it starts them, and calls `prometheus_client.multiprocess.
-mark_process_dead(pid)` when one has ended.
+Several processes: if PROMETHEUS_MULTIPROC_DIR names a folder when this module is imported, each process writes its
+numbers there, and the page of any of them shows the sums (prometheus_client's multiprocess mode). Their supervisor
+creates the empty folder before it starts them, and calls `prometheus_client.multiprocess.mark_process_dead(pid)` when
+one has ended.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIServer
 
@@ -34,64 +32,68 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from reward_server.addresses import TCP, parse_address
 from reward_server.config import MetricsConfig
 from reward_server.errors import ConfigError
-from reward_server.execution.results import Timed
+from reward_server.execution.results import TimedResult
+from reward_server.types import Status
 
-prometheus_client.disable_created_metrics()  # a second series for each counter, with the time that it began at
+prometheus_client.disable_created_metrics()  # else each counter has a second series with its start time
 
 T = TypeVar("T")
 
-# From a function on the event loop (a tenth of a millisecond) to a judge that is waited for for minutes.
+# From a function on the event loop (a tenth of a millisecond) to a judge that takes minutes.
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-# Batchers and caches count in plain attributes and know nothing of pages: attribute -> counter and its help. What a
-# source has no attribute for is not counted.
+# Batchers and caches count in plain attributes and know nothing of metrics: attribute -> counter and its help text.
+# A counter whose attribute a source does not have is not counted for it.
 FOLLOWED = {
     "batch": {
         "batches": ("batches", "Batches that went to the model."),
         "rows": ("batched_rows", "Completions in those batches; divided by `batches`, the mean fill in rows."),
         "tokens": ("batched_tokens", "Tokens in those batches, without padding."),
-        "padded_tokens": ("padded_tokens", "Tokens that they cost; `batched_tokens` divided by this is the fill."),
-        "dropped": ("dropped_rows", "Completions that left before the model saw them: their callers were gone."),
-        "busy_s": ("device_busy_seconds", "Seconds in which devices computed batches, added up over the devices."),
-        "overdue": ("overdue_batches", "Batches that outlasted the limit."),
+        "padded_tokens": (
+            "padded_tokens",
+            "Tokens computed, with padding; `batched_tokens` divided by this is the fill.",
+        ),
+        "dropped": ("dropped_rows", "Completions that never reached the model, since their callers had left."),
+        "busy_s": ("device_busy_seconds", "Seconds in which devices computed batches, summed over the devices."),
+        "overdue": ("overdue_batches", "Batches that exceeded the time limit."),
     },
     "cache": {
-        "hits": ("cache_hits", "Completions whose score the cache had."),
-        "shared": ("cache_shared", "Completions that were just being scored for somebody else."),
-        "misses": ("cache_misses", "Completions that were scored since the cache had no score."),
+        "hits": ("cache_hits", "Completions whose score was in the cache."),
+        "shared": ("cache_shared", "Completions that were being scored for another caller already."),
+        "misses": ("cache_misses", "Completions that were scored since their score was not in the cache."),
     },
 }
 
 Source = tuple[str, str, object]
-"""A kind of FOLLOWED, a scorer's name, and who counts for it."""
+"""A key of FOLLOWED, a scorer's name, and the object whose attributes are its counters."""
 
 
 class Metrics:
-    """The counters of one process."""
+    """The metrics of one process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_BeforeAPage(self.refresh))
+        self._registry.register(_Refresh(self.refresh))
         if not _is_shared():
             prometheus_client.ProcessCollector(registry=self._registry)
         make = _Maker(self._registry)
-        self._created = make.counter("calls_created", "Calls that began.", "method")
+        self._created = make.counter("calls_created", "Calls that have started.", "method")
         self._finished = make.counter(
             "calls_finished",
-            "Calls that ended, by gRPC's code; in an idle server as many as were created.",
+            "Calls that have ended, by gRPC status code; in an idle server as many as were created.",
             "method",
             "code",
         )
-        self._in_flight = make.gauge("calls_in_flight", "Calls that have begun and not ended.")
-        self._call_s = make.histogram("call_seconds", "From a call's request to its response.", "method")
-        self._sheds = make.counter("sheds", "Calls that were told to come back later: full, share or quota.", "reason")
+        self._in_flight = make.gauge("calls_in_flight", "Calls that have started and not ended.")
+        self._call_s = make.histogram("call_seconds", "Seconds from a call's request to its response.", "method")
+        self._sheds = make.counter("sheds", "Calls that were pushed back: full, share or quota.", "reason")
         self._queued_groups = make.gauge("queued_groups", "Groups in the server, waiting or being scored.")
         self._queued_completions = make.gauge("queued_completions", "Their completions.")
         self._queued_bytes = make.gauge("queued_bytes", "The bytes of their requests.")
         self._scorer_groups = make.gauge("scorer_groups", "Groups that wait for this scorer or are in it.", "scorer")
-        self._wait_s = make.histogram("scorer_wait_seconds", "A group's wait for its turn at a scorer.", "scorer")
-        self._compute_s = make.histogram("scorer_compute_seconds", "A scorer's time for a group.", "scorer")
-        self._scores = make.counter("scores", "What became of each completion, by scorer.", "scorer", "status")
+        self._wait_s = make.histogram("scorer_wait_seconds", "Seconds that a group waited for a scorer.", "scorer")
+        self._compute_s = make.histogram("scorer_compute_seconds", "Seconds that a scorer took for a group.", "scorer")
+        self._scores = make.counter("scores", "Completions by scorer and status.", "scorer", "status")
         self._records = make.counter("records", "Groups for the record file: written, dropped or failed.", "outcome")
         self._followed = {
             name: make.counter(name, text, "scorer") for kind in FOLLOWED.values() for name, text in kind.values()
@@ -100,7 +102,7 @@ class Metrics:
         self._seen: dict[tuple[str, str], tuple[object, dict[str, float]]] = {}
         self._refreshing = threading.Lock()
 
-    # ------------------------------------------------------------------------------------------------------ the calls
+    # ---------------------------------------------------------------------------------------------------------- calls
 
     def call_began(self, method: str) -> None:
         self._created.of(method).inc()
@@ -113,44 +115,37 @@ class Metrics:
         self.refresh()
 
     def shed(self, reason: str) -> None:
-        """A call was pushed back."""
+        """Counts a call that was pushed back."""
         self._sheds.of(reason).inc()
 
     def queued(self, groups: int, completions: int, request_bytes: int) -> None:
-        """So many came into the queue; negative when they leave."""
+        """Adds to the gauges of the queue; the numbers are negative when groups leave it."""
         self._queued_groups.of().inc(groups)
         self._queued_completions.of().inc(completions)
         self._queued_bytes.of().inc(request_bytes)
 
     def recorded(self, outcome: str, groups: int = 1) -> None:
-        """Groups were written to the record file, dropped before it, or failed to be written."""
+        """Counts groups for the record file, as written, dropped or failed."""
         self._records.of(outcome).inc(groups)
 
-    # ---------------------------------------------------------------------------------------------------- the scorers
+    # -------------------------------------------------------------------------------------------------------- scorers
 
-    @contextlib.contextmanager
-    def scoring(self, scorer: str) -> Iterator[Callable[[Timed], None]]:
-        """A group is at a scorer while the block lasts; what comes of it is noted by what this gives."""
-        groups = self._scorer_groups.of(scorer)
-        groups.inc()
-        try:
-            yield lambda timed: self._scored(scorer, timed)
-        finally:
-            groups.dec()
-
-    def _scored(self, scorer: str, timed: Timed) -> None:
-        self._wait_s.of(scorer).observe(timed.queued_s)
-        self._compute_s.of(scorer).observe(timed.compute_s)
-        for status, count in Count([score.status for score in timed.result.scores]).items():
-            self._scores.of(scorer, status.name).inc(count)
+    def of_scorer(self, scorer: str) -> ScorerMetrics:
+        """The metrics of one scorer, by its name."""
+        return ScorerMetrics(
+            self._scorer_groups.of(scorer),
+            self._wait_s.of(scorer),
+            self._compute_s.of(scorer),
+            lambda status: self._scores.of(scorer, status.name),
+        )
 
     def follow(self, sources: Callable[[], Iterable[Source]]) -> None:
-        """From now on counts too what these count, whoever they are when it is asked: a reload brings others."""
+        """From now on includes the counters of these sources. They are asked for each time: a reload replaces them."""
         self._sources = sources
 
     def refresh(self) -> None:
-        """Takes over what has been counted elsewhere since the last time."""
-        with self._refreshing:  # a page is made in a thread of its own
+        """Adds what the followed sources have counted since the last time."""
+        with self._refreshing:  # a page is rendered in a thread of its own
             for kind, scorer, source in self._sources():
                 known, seen = self._seen.get((kind, scorer), (None, {}))
                 now = {name: float(getattr(source, name)) for name in FOLLOWED[kind] if hasattr(source, name)}
@@ -164,24 +159,49 @@ class Metrics:
         return prometheus_client.generate_latest(self.registry()).decode()
 
     def registry(self) -> CollectorRegistry:
-        """What a page shows: this process's numbers, or those of all that share a folder."""
+        """What a page shows: the metrics of this process, or the sums over all processes that share a folder."""
         return shared_registry() if _is_shared() else self._registry
 
 
 def shared_registry(folder: str | None = None, refresh: Callable[[], None] | None = None) -> CollectorRegistry:
-    """The sums over all processes that write to the folder, PROMETHEUS_MULTIPROC_DIR if unsaid: a supervisor's page.
+    """The sums over all processes that write to the folder, by default PROMETHEUS_MULTIPROC_DIR: a supervisor's page.
 
-    `refresh` has the processes take over what has been counted in them since the last time.
+    `refresh` is called before each page; it has the processes write what they have counted since the last time.
     """
     registry = CollectorRegistry(support_collectors_without_names=True)
     if refresh is not None:
-        registry.register(_BeforeAPage(refresh))
+        registry.register(_Refresh(refresh))
     MultiProcessCollector(registry, path=folder)
     return registry
 
 
 def _is_shared() -> bool:
     return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+
+class ScorerMetrics:
+    """The metrics of one scorer, with their label values resolved: for the path of every group."""
+
+    __slots__ = ("_compute_s", "_ok", "_scores_of", "_wait_s", "groups")
+
+    def __init__(self, groups: Gauge, wait_s: Histogram, compute_s: Histogram, scores_of: Callable[[Status], Counter]):
+        self.groups = groups
+        """How many groups the scorer has now. The caller increments and decrements it."""
+        self._wait_s = wait_s
+        self._compute_s = compute_s
+        self._scores_of = scores_of
+        self._ok = scores_of(Status.OK)
+
+    def scored(self, timed: TimedResult) -> None:
+        """Counts a group's times and the statuses of its completions."""
+        self._wait_s.observe(timed.queued_s)
+        self._compute_s.observe(timed.compute_s)
+        statuses = [score.status for score in timed.result.scores]
+        if (ok := statuses.count(Status.OK)) == len(statuses):
+            self._ok.inc(ok)
+            return
+        for status, count in Count(statuses).items():
+            self._scores_of(status).inc(count)
 
 
 class _Maker:
@@ -199,7 +219,7 @@ class _Maker:
 
 
 class _Series(dict[tuple[str, ...], T]):
-    """The series of one metric by their labels. Found here they cost a tenth of a look-up in the library."""
+    """The series of one metric by their labels. A look-up here takes a tenth of the library's own `labels()`."""
 
     def __init__(self, metric: Any):
         self._metric = metric
@@ -212,8 +232,8 @@ class _Series(dict[tuple[str, ...], T]):
         return self[labels]
 
 
-class _BeforeAPage:
-    """The first of a registry's collectors: it has nothing of its own, and others are read after it."""
+class _Refresh:
+    """The first collector of a registry: it has no metrics, but refreshes those that are read after it."""
 
     def __init__(self, refresh: Callable[[], None]):
         self._refresh = refresh
@@ -227,10 +247,10 @@ class _BeforeAPage:
 
 
 class MetricsPage:
-    """The page at http://host:port/metrics, from a thread: it answers while the event loop is blocked, too."""
+    """The page at http://host:port/metrics. A thread serves it, so that it answers while the event loop is blocked."""
 
     def __init__(self, config: MetricsConfig, registry: CollectorRegistry):
-        """Raises ConfigError for an address that is none, or no host:port."""
+        """Raises ConfigError for an address that is not host:port."""
         self.address = page_address(config)
         self._registry = registry
         self._server: WSGIServer | None = None
@@ -254,11 +274,11 @@ class MetricsPage:
 
 
 def page_address(config: MetricsConfig) -> TCP:
-    """Where the page is to be. Raises ConfigError."""
+    """The address of the page. Raises ConfigError if it is not host:port."""
     try:
         address = parse_address(config.listen)
     except ConfigError as error:
         raise ConfigError(f"metrics.{error}") from error
     if not isinstance(address, TCP):
-        raise ConfigError(f"metrics.listen: Prometheus reads a page over TCP, not {address}; write host:port")
+        raise ConfigError(f"metrics.listen: Prometheus reads the page over TCP, not {address}; write host:port")
     return address

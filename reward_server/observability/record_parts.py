@@ -109,43 +109,55 @@ def _private(path: str, flags: int) -> int:
 
 def rows_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A record (a group, see `records.record_of`) as rows, one for each completion."""
-    shared = {name: record[name] for name in ("time", "run_id", "step", "group_id", "config_digest", "queued_s")}
-    shared |= {"schema": record["schema"], "compute_s": record["compute_s"], "of": len(record["completions"])}
-    training = record.get("training", {})
-    return [
+    shared = {name: record[name] for name in _OF_THE_GROUP}
+    shared |= {"of": len(record["completions"]), **_prompt(record["prompt"]), "columns": json.dumps(record["columns"])}
+    scorers = [_of_completions(name, scorer) for name, scorer in record["scorers"].items()]
+    rows = [
         {
             **shared,
             "index": index,
-            "prompt": _text(prompt := completion.get("prompt", record["prompt"])),
-            "prompt_is_messages": not isinstance(prompt, str),
             "completion": _text(completion["content"]),
             "completion_is_messages": not isinstance(completion["content"], str),
-            "columns": json.dumps({**record["columns"], **completion.get("columns", {})}),
             "reward": record["rewards"][index],
-            "scorers": [_scorer(name, scorer, index) for name, scorer in record["scorers"].items()],
-            **{name: values[index] for name, values in training.items()},
+            "scorers": [scores[index] for scores in scorers],
         }
         for index, completion in enumerate(record["completions"])
     ]
+    for index, (row, completion) in enumerate(zip(rows, record["completions"], strict=True)):
+        if "columns" in completion:
+            row["columns"] = json.dumps({**record["columns"], **completion["columns"]})
+        if "prompt" in completion:
+            row.update(_prompt(completion["prompt"]))
+        row.update({name: values[index] for name, values in record.get("training", {}).items()})
+    return rows
 
 
-def _scorer(name: str, scorer: Mapping[str, Any], index: int) -> dict[str, Any]:
-    extra = {column: values[index] for column, values in scorer.get("extra", {}).items()}
-    return {
-        "name": name,
-        "version": scorer["version"],
-        "weight": scorer["weight"],
-        "score": scorer["scores"][index],
-        "status": scorer["statuses"][index],
-        "message": scorer["messages"][index] if "messages" in scorer else "",
-        "extra": json.dumps(extra) if extra else "",
-    }
+_OF_THE_GROUP = ("schema", "time", "run_id", "step", "group_id", "config_digest", "queued_s", "compute_s")
+
+
+def _prompt(content: Any) -> dict[str, Any]:
+    return {"prompt": _text(content), "prompt_is_messages": not isinstance(content, str)}
+
+
+def _of_completions(name: str, scorer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One scorer's words, completion by completion."""
+    nothing = [""] * len(scorer["scores"])
+    extra = scorer.get("extra")
+    extras = nothing
+    if extra:
+        extras = [json.dumps(dict(zip(extra, each, strict=True))) for each in zip(*extra.values(), strict=True)]
+    shared = {"name": name, "version": scorer["version"], "weight": scorer["weight"]}
+    told = zip(scorer["scores"], scorer["statuses"], scorer.get("messages", nothing), extras, strict=True)
+    return [
+        {**shared, "score": score, "status": status, "message": message, "extra": more}
+        for score, status, message, more in told
+    ]
 
 
 def _text(content: Any) -> str:
     """Text as it is, messages as JSON; lone surrogates, which Parquet cannot hold, are escaped."""
     text = content if isinstance(content, str) else json.dumps(content)
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def part_schema() -> Any:
@@ -154,39 +166,41 @@ def part_schema() -> Any:
         import pyarrow as pa  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError("records.format parquet needs pyarrow: pip install 'grpo-plugin[records]'") from error
-    scorer = pa.struct(
-        {
-            "name": pa.string(),
-            "version": pa.string(),
-            "weight": pa.float64(),
-            "score": pa.float64(),
-            "status": pa.string(),
-            "message": pa.string(),
-            "extra": pa.string(),
-        }
-    )
-    return pa.schema(
-        {
-            "schema": pa.int16(),
-            "time": pa.string(),
-            "run_id": pa.string(),
-            "step": pa.int64(),
-            "group_id": pa.string(),
-            "index": pa.int32(),
-            "of": pa.int32(),
-            "prompt": pa.string(),
-            "prompt_is_messages": pa.bool_(),
-            "completion": pa.string(),
-            "completion_is_messages": pa.bool_(),
-            "columns": pa.string(),
-            "reward": pa.float64(),
-            "scorers": pa.list_(scorer),
-            "advantage": pa.float64(),
-            "length": pa.int64(),
-            "truncated": pa.bool_(),
-            "dropped": pa.bool_(),
-            "config_digest": pa.string(),
-            "queued_s": pa.float64(),
-            "compute_s": pa.float64(),
-        }
-    )
+    kinds = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64(), "flag": pa.bool_()}
+    scorer = pa.struct({name: kinds[kind] for name, kind in _SCORER_COLUMNS.items()})
+    columns = {name: kinds[kind] for name, kind in _COLUMNS.items()}
+    return pa.schema({**columns, "scorers": pa.list_(scorer)})
+
+
+_SCORER_COLUMNS = {
+    "name": "text",
+    "version": "text",
+    "weight": "number",
+    "score": "number",
+    "status": "text",
+    "message": "text",
+    "extra": "text",
+}
+# A row's columns beside `scorers`; the last four are known to a trainer alone.
+_COLUMNS = {
+    "schema": "integer",
+    "time": "text",
+    "run_id": "text",
+    "step": "integer",
+    "group_id": "text",
+    "index": "integer",
+    "of": "integer",
+    "prompt": "text",
+    "prompt_is_messages": "flag",
+    "completion": "text",
+    "completion_is_messages": "flag",
+    "columns": "text",
+    "reward": "number",
+    "config_digest": "text",
+    "queued_s": "number",
+    "compute_s": "number",
+    "advantage": "number",
+    "length": "integer",
+    "truncated": "flag",
+    "dropped": "flag",
+}

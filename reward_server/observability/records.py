@@ -1,15 +1,16 @@
-"""What was scored, written down: JSON lines or Parquet parts, on a disk space that is bounded.
+"""Records of the groups that were scored, as JSON lines or Parquet parts, in a bounded amount of disk space.
 
-Owns the sample, the thread that writes and the form of a record, which docs/records.md documents. Knows nothing of
-gRPC or scorers; the files are those of `record_lines` and `record_parts`. Records hold prompts and completions, so only
+Owns the sampling, the thread that writes, and the form of a record, which docs/records.md documents. Knows nothing of
+gRPC or scorers; `record_lines` and `record_parts` own the files. Records hold prompts and completions, so that only
 their owner may read them (mode 0600).
 
     records = Records(config, note)       raises ConfigError
     records.offer(group, scores, request_bytes)       never waits, never raises
     records.close()
 
-A group that cannot be written (the disk is full or slower than the server) is counted, said in the log once, and costs
-no call anything. `note(outcome, groups)` hears of it: "written", "dropped" (the thread is behind), "failed".
+A group that cannot be written (the disk is full or slower than the server) is counted and logged once, and no call
+waits for it or fails. `note(outcome, groups)` counts each outcome: "written", "dropped" (the thread is behind) and
+"failed".
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from reward_server.types import Completion, Group, GroupScores, ScorerScores
 
 log = logging.getLogger("reward_server")
 
-# What may wait for the disk, in bytes of requests.
+# The most that may wait for the disk, in bytes of requests.
 _MOST_WAITING_BYTES = 64 << 20
 _CLOSE_GRACE_S = 5.0
 
 
 class Records:
-    """A sample of the groups, on their way to the disk."""
+    """Writes a sample of the groups to disk, in a thread of its own."""
 
     def __init__(self, config: RecordsConfig, note: Callable[[str, int], None]):
         """Opens the file. Raises ConfigError if it cannot be written."""
@@ -52,7 +53,7 @@ class Records:
         self._thread.start()
 
     def offer(self, group: Group, scores: GroupScores, request_bytes: int) -> None:
-        """Takes a group if it is in the sample and the disk keeps up."""
+        """Records a group if it is in the sample and the disk keeps up."""
         if not is_sampled(group, self._sample):
             return
         with self._lock:
@@ -63,7 +64,7 @@ class Records:
         self._queue.put((group, scores, request_bytes, datetime.datetime.now(datetime.UTC).timestamp()))
 
     def close(self, grace_s: float = _CLOSE_GRACE_S) -> None:
-        """Writes what waits, for so long at most."""
+        """Writes the groups that wait, for at most so many seconds."""
         self._queue.put(None)
         self._thread.join(grace_s)
         if self._thread.is_alive():
@@ -88,7 +89,7 @@ class Records:
         self._sink.write(record_of(group, scores, at))
 
     def _try(self, write: Callable[[], None], groups: int) -> None:
-        """Counts what a write of so many groups, and of those that waited in the sink, comes to."""
+        """Runs a write of so many groups and counts its outcome, also for groups that waited in the sink."""
         before = self._sink.waiting + groups
         try:
             write()
@@ -99,16 +100,16 @@ class Records:
 
     def _lost(self, outcome: str, why: str, groups: int = 1) -> None:
         self._note(outcome, groups)
-        if outcome not in self._said:  # once, since it would be once a group
+        if outcome not in self._said:  # only once, since every group may fail
             self._said.add(outcome)
             log.error("records: a group was not written to %s (%s); more are counted, not logged", self._sink, why)
 
 
 class Sink(Protocol):
-    """Where records end up.
+    """Files that records are written to.
 
-    `due_in_s` is when `close_if_due` is to be called, in seconds, None for never; `waiting` counts the groups that were
-    written to it and are not on the disk.
+    `due_in_s` are the seconds until `close_if_due` must be called, None for never. `waiting` is the number of groups
+    that were written to the sink and are not on the disk yet.
     """
 
     waiting: int
@@ -129,7 +130,7 @@ def sink_of(config: RecordsConfig) -> Sink:
 
 
 def is_sampled(group: Group, sample: float) -> bool:
-    """Whether a group is in the sample: by its name, so that it is the same on every replica and after a retry."""
+    """Whether a group is in the sample. Its id decides, so that replicas and retries agree."""
     if sample >= 1.0:
         return True
     if not group.group_id:
@@ -138,7 +139,7 @@ def is_sampled(group: Group, sample: float) -> bool:
 
 
 def record_of(group: Group, scores: GroupScores, at: float) -> dict[str, Any]:
-    """A group's record. `at` is in seconds since the epoch."""
+    """The record of a group that was scored at `at`, in seconds since the epoch."""
     return {
         "schema": SCHEMA_VERSION,
         "time": datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds"),
@@ -157,7 +158,7 @@ def record_of(group: Group, scores: GroupScores, at: float) -> dict[str, Any]:
 
 
 def _completion(completion: Completion) -> dict[str, Any]:
-    """The content, and what differs from its siblings'."""
+    """The content, and what differs between the completions of the group."""
     described: dict[str, Any] = {"content": completion.content}
     if completion.columns:
         described["columns"] = dict(completion.columns)

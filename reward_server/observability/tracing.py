@@ -1,15 +1,15 @@
-"""Spans of OpenTelemetry, where the process has it: a client's call, its serving, and each scorer in it.
+"""OpenTelemetry spans: of a client's call, of the server's side of the call, and of each scorer in it.
 
-Owns the spans and how they are tied over the wire (W3C `traceparent`, as gRPC metadata). Knows nothing of exporters:
-who runs a process sets them up, by `opentelemetry-instrument` or in code. In a process that has not imported
-opentelemetry nothing is imported and nothing happens. Attributes are ids and counts; texts and tokens are none.
+Owns the spans and their propagation over the wire (W3C `traceparent`, as gRPC metadata). Knows nothing of exporters:
+whoever runs the process configures them, by `opentelemetry-instrument` or in code. In a process that has not imported
+opentelemetry, tracing is off and nothing is imported. Attributes are ids and counts, never texts or tokens.
 
-    with span("reward.scorer", {"scorer": "helpful"}) as current:        current in this task; ends with the block
+    with span("reward.scorer", {"scorer": "helpful"}) as current:        the task's current span inside the block
         current.set_attribute("queued_s", 0.1)
-    metadata = carried()                                                   the current span, for a call's metadata
+    metadata = trace_metadata()                                          carries the current span over the wire
     with span("reward.serve", parent=metadata_of_the_caller): ...
 
-opentelemetry-instrumentation-grpc is not used: its asyncio client swallows cancellation (otel-contrib 3271).
+opentelemetry-instrumentation-grpc is not used, since its asyncio client swallows cancellation (otel-contrib 3271).
 """
 
 from __future__ import annotations
@@ -26,10 +26,15 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class _NoSpan:
-    """Where there is no OpenTelemetry."""
+    """Stands for a span while tracing is off."""
 
     def set_attribute(self, name: str, value: Any) -> None: ...
     def set_attributes(self, attributes: Mapping[str, Any]) -> None: ...
+
+
+def is_on() -> bool:
+    """Whether this process has OpenTelemetry. Code on the path of every group asks before it makes attributes."""
+    return _api() is not None
 
 
 @contextlib.contextmanager
@@ -39,9 +44,9 @@ def span(
     kind: str = "INTERNAL",
     parent: Iterable[tuple[str, Any]] | None = None,
 ) -> Iterator[Any]:
-    """A span that is the current one while the block lasts; an exception that leaves the block is its error.
+    """A span that is the current one inside the block. An exception that leaves the block becomes its error status.
 
-    `parent` is a call's metadata, which may tie it to the caller's; without, the current span is its parent.
+    `parent` is the metadata of a call, which may hold the caller's span; by default the current span is the parent.
     """
     trace = _api()
     if trace is None:
@@ -64,9 +69,11 @@ def span(
             raise
 
 
-def begun(name: str, attributes: Mapping[str, Any]) -> tuple[Any, Metadata]:
-    """A client's span that is nobody's current one, for a call that outlives the caller's frame; and what carries it.
-    Who began it ends it by `ended`."""
+def start_client_span(name: str, attributes: Mapping[str, Any]) -> tuple[Any, Metadata]:
+    """Starts a span that does not become the current one, for a call that outlives the function that starts it.
+
+    Returns the span, which the caller ends by `end_span`, and the metadata that carries it over the wire.
+    """
     trace = _api()
     if trace is None:
         return None, ()
@@ -75,8 +82,8 @@ def begun(name: str, attributes: Mapping[str, Any]) -> tuple[Any, Metadata]:
     return current, _carried(trace.set_span_in_context(current))
 
 
-def ended(current: Any, error: BaseException | None) -> None:
-    """Ends what `begun` began."""
+def end_span(current: Any, error: BaseException | None) -> None:
+    """Ends a span of `start_client_span`. Does nothing where tracing was off."""
     if current is None:
         return
     if error is not None:
@@ -84,13 +91,13 @@ def ended(current: Any, error: BaseException | None) -> None:
     current.end()
 
 
-def carried() -> Metadata:
-    """The current span as metadata of a call; none if there is none."""
+def trace_metadata() -> Metadata:
+    """The current span as metadata for a call; empty if there is none."""
     return () if _api() is None else _carried(None)
 
 
 def _set_error(current: Any, error: BaseException) -> None:
-    """By its kind alone: a message may quote what was scored."""
+    """Sets the error by its type's name alone, since its message may quote a completion."""
     trace = _api()
     current.set_status(trace.Status(trace.StatusCode.ERROR, type(error).__name__))
 
@@ -106,7 +113,7 @@ def _api() -> Any:
 
 
 def _propagator() -> Any:
-    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415 - only where the process has it
+    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415 - only if the process uses it
         TraceContextTextMapPropagator,
     )
 

@@ -1,4 +1,4 @@
-"""Child processes, and whose death ends whom.
+"""Child processes: how they are started, how they talk to their parent, and which process ends with which.
 
-Owns the link between a parent and its children. Knows nothing of scorers or of gRPC.
+Owns the link between a parent and its child processes. Knows nothing of scorers or of gRPC.
 """

@@ -1,8 +1,8 @@
-"""A child process that runs a function of this package and talks to its parent over a line of its own.
+"""A child process that runs a function of this package and talks to its parent over a socket pair.
 
-Owns its start, the frames on the line, and its end: it goes when its parent does, and what it started goes with it.
-Knows nothing of what is said. Requests are pickled, since they come from the process that started the child; answers
-are JSON, so that nothing is unpickled which user code could have written.
+Owns its start, the frames on the line between the two, and its end: it ends with its parent, and what it started ends
+with it. Knows nothing of the messages. Requests are pickled, since they come from the process that started the child.
+Answers are JSON, so that nothing is unpickled that user code could have written.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any, Self
 from reward_server.processes.lifetime import ended
 
 HEADER = struct.Struct("!Q")
-"""Before each frame: its length in bytes."""
+"""The header of each frame: its length in bytes."""
 
-# sys.path goes along, so that what the parent can import its child can.
+# The child gets the parent's sys.path, so that it can import what its parent can.
 _BOOT = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "importlib.import_module(sys.argv[2]).main(*map(int, sys.argv[3:]))"
@@ -34,11 +34,11 @@ _CLOSE_GRACE_S = 2.0
 
 
 class ChildEndedError(ConnectionError):
-    """The process closed its line, in death or otherwise."""
+    """The child process has closed its end of the line, since it ended or otherwise."""
 
 
-class Child:
-    """One process, in a session of its own: a terminal's Ctrl-C passes it by, and its children die with it."""
+class ChildProcess:
+    """One process, in a session of its own: Ctrl-C in a terminal does not reach it, and its children end with it."""
 
     def __init__(
         self,
@@ -55,7 +55,10 @@ class Child:
 
     @classmethod
     async def start(cls, module: str, *numbers: int, env: Mapping[str, str] | None = None) -> Self:
-        """Runs `main(line_fd, lifeline_fd, parent_pid, *numbers)` of a module, with `env` added to the environment."""
+        """Starts a process that runs `main(line_fd, lifeline_fd, parent_pid, *numbers)` of a module.
+
+        `env` is added to its environment.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
@@ -76,7 +79,7 @@ class Child:
 
     @property
     def returncode(self) -> int:
-        """Negative for a signal, as in `subprocess`. Known once it has ended."""
+        """The exit code, once the process has ended; negative for a signal, as in `subprocess`."""
         return self._process.returncode
 
     @property
@@ -84,7 +87,7 @@ class Child:
         return not self._ended.done()
 
     async def send(self, message: Any) -> None:
-        """Raises ChildEndedError."""
+        """Sends a message. Raises ChildEndedError."""
         body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         try:
             self._writer.write(HEADER.pack(len(body)) + body)
@@ -101,7 +104,7 @@ class Child:
             raise ChildEndedError(f"process {self.pid} ended") from error
 
     def kill(self) -> None:
-        """Ends the process and those that it started."""
+        """Kills the process and the processes that it started."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -111,7 +114,7 @@ class Child:
         await asyncio.shield(self._ended)
 
     async def close(self, grace_s: float = _CLOSE_GRACE_S) -> None:
-        """Lets it end by itself within the grace, then kills it."""
+        """Lets the process end by itself within the grace, and then kills it."""
         self._writer.close()
         await asyncio.wait({self._ended}, timeout=grace_s)
         self.kill()
@@ -119,7 +122,7 @@ class Child:
 
     async def _watch(self) -> None:
         await ended(self.pid)
-        self.kill()  # what it started; its own number is not free before it is reaped
+        self.kill()  # kills what it started; its process ID is not free before it is reaped
         self._process.wait()
         os.close(self._lifeline_fd)
         self._writer.transport.abort()
@@ -132,7 +135,7 @@ def _spawn(
     return subprocess.Popen(
         [sys.executable, "-P", "-u", "-c", _BOOT, *arguments],
         stdin=subprocess.DEVNULL,
-        stdout=2,  # the server's own standard output may be read by a machine
+        stdout=2,  # a program may read the server's own standard output
         pass_fds=(line_fd, lifeline_fd),
         env={**os.environ, **(env or {})},
         start_new_session=True,

@@ -1,6 +1,6 @@
-"""Ties the lives of processes together: knowing when one ends, and ending with one.
+"""The lifetimes of processes: noticing that a process ends, and ending together with one.
 
-Owns the operating system's calls for that. Knows nothing of what the processes do.
+Owns the calls to the operating system for that. Knows nothing of what the processes do.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 async def ended(pid: int) -> None:
-    """Returns when the process has ended; at once if there is none. Does not reap a child."""
+    """Returns when the process has ended, at once if there is no such process. Does not reap a child."""
     if not hasattr(os, "pidfd_open"):
-        await _ended_by_asking(pid)
+        await _ended_by_polling(pid)
         return
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     except OSError:  # a kernel or sandbox without pidfd
-        await _ended_by_asking(pid)
+        await _ended_by_polling(pid)
         return
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
@@ -40,8 +40,8 @@ async def ended(pid: int) -> None:
         os.close(pidfd)
 
 
-async def _ended_by_asking(pid: int) -> None:
-    """Where the system has no event for it: asks twice a second."""
+async def _ended_by_polling(pid: int) -> None:
+    """Polls twice a second, where the system offers no event."""
     while _exists(pid):  # noqa: ASYNC110 - there is nothing to wait on
         await asyncio.sleep(0.5)
 
@@ -59,14 +59,14 @@ def _exists(pid: int) -> bool:
 
 
 def die_with_parent(parent_pid: int, lifeline_fd: int) -> None:
-    """Has the kernel kill this process when its parent ends, and ends it when the lifeline's other end closes.
+    """Ends this process with its parent: by the kernel (Linux), and when the other end of the lifeline closes.
 
-    The first holds even while C code keeps the interpreter's lock; the second where the kernel offers no such thing.
+    The kernel kills it even while C code holds the interpreter's lock. The lifeline works on every system.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it ended before the call
+        if os.getppid() != parent_pid:  # the parent ended before the call
             os._exit(1)
     threading.Thread(target=_end_on_eof, args=(lifeline_fd,), name="lifeline", daemon=True).start()
 
@@ -76,10 +76,10 @@ def _end_on_eof(fd: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_after(pid: int, grace_s: float) -> None:
-    """Has this process killed `grace_s` seconds after the other ends, whatever its event loop is busy with by then.
+def kill_after_end_of(pid: int, grace_s: float) -> None:
+    """Kills this process `grace_s` seconds after another one ends, even if its event loop is blocked by then.
 
-    Does nothing where the system has no pidfd (macOS).
+    Does nothing on systems without pidfd (macOS).
     """
     with contextlib.suppress(AttributeError, OSError):
         pidfd = os.pidfd_open(pid)
@@ -93,7 +93,7 @@ def _kill_after(pidfd: int, grace_s: float) -> None:
 
 
 def has_terminal() -> bool:
-    """Whether this process would be sent SIGHUP for the end of its terminal, and the terminal is still there."""
+    """Whether this process has a terminal that is open, and would get SIGHUP when that closes."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
         return False
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""What a sandbox must stop, tried before a server serves.
+"""The attacks that a sandbox must stop, tried before a server serves.
 
-Owns the attacks and the evidence of whether they were stopped, which is taken outside the sandbox: a file that was not
-written, a connection that nobody accepted. Every attack is bounded, so that it does no harm where it succeeds.
+Owns the attacks and the evidence of whether they were stopped. The evidence is taken outside the sandbox: a file that
+was not written, a connection that did not arrive. Every attack is bounded, so that it does no harm if it succeeds.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward_server.sandbox import calls
 from reward_server.sandbox.pool import Runners
 from reward_server.sandbox.runs import End, Outcome, Plan, Run, SandboxError
 
 _SECRET = "a secret of the server's"
 _TIME_S = 1.0
-_FORKS = 100  # beyond the limit; where the kernel counts threads, some more are allowed
+_FORKS = 100  # beyond the limit: where the kernel counts threads, 64 more are allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A program, and whether what came of it says that it was stopped."""
+    """A program, and the check of its outcome that says whether it was stopped."""
 
     what: str
     program: str
@@ -34,7 +35,10 @@ class Attack:
 
 
 async def not_stopped(plan: Plan, size: int) -> list[str]:
-    """What the sandbox of this plan does not stop, each with what happened. Raises SandboxError if it runs nothing."""
+    """The attacks that this plan's sandbox does not stop, each with its outcome.
+
+    Raises SandboxError if an honest program does not run in it.
+    """
     runners = Runners(plan, size)
     attacked = Runners(dataclasses.replace(plan, limits=dataclasses.replace(plan.limits, time_s=_TIME_S)), size)
     try:
@@ -53,7 +57,7 @@ async def not_stopped(plan: Plan, size: int) -> list[str]:
 
 
 async def check_that_it_runs(plan: Plan) -> None:
-    """Raises SandboxError unless an honest program runs, with an input and against a test."""
+    """Raises SandboxError unless an honest program runs: with an input, against a test and with a call."""
     runners = Runners(plan, 1)
     try:
         await _check_that_it_runs(runners)
@@ -65,7 +69,9 @@ async def _check_that_it_runs(runners: Runners) -> None:
     async with runners.lease() as runner:
         by_input = await runner.ask(Run("print(int(input()) + 1)", stdin="41\n"))
         by_test = await runner.ask(Run("def f(x):\n    return [x + 1]", test="assert f(41) == [42]"))
-    for outcome, end, stdout in ((by_input, End.EXITED, "42\n"), (by_test, End.PASSED, "")):
+        by_call = await runner.ask(Run("def f(x):\n    return [x + 1]", call=calls.request("f", [41])))
+    expected = ((by_input, End.EXITED, "42\n"), (by_test, End.PASSED, ""), (by_call, End.RETURNED, '["value",[42]]'))
+    for outcome, end, stdout in expected:
         if (outcome.end, outcome.stdout) != (end, stdout):
             raise SandboxError(f"an honest program does not run in it: {outcome.end.value}, {outcome.detail}")
 
@@ -76,7 +82,7 @@ async def _outcome(runners: Runners, attack: Attack) -> Outcome:
 
 
 class _Outside:
-    """Things outside the sandbox that any user may read, write and connect to; they go with it."""
+    """A file, a folder and two listeners outside the sandbox that any user may reach. They are removed at the end."""
 
     def __enter__(self) -> _Outside:
         self._exits = contextlib.ExitStack()
@@ -111,7 +117,7 @@ def _attacks(plan: Plan, outside: _Outside) -> list[Attack]:
 
     connect = "import socket\ns = socket.socket(socket.{family})\ns.settimeout(1)\ns.connect({to!r})\nprint('reached')"
     return [
-        Attack("endless loops", "while True:\n    pass", ended(End.TIME_LIMIT)),  # first: it takes the longest
+        Attack("endless loops", "while True:\n    pass", ended(End.TIME_LIMIT)),  # the longest one starts first
         Attack(
             "reading files",
             f"print(open({str(outside.secret)!r}).read())",

@@ -1,9 +1,9 @@
 """How a process is confined, as values: `Sandlock()`, `Bubblewrap()`, `Unconfined()`; `BACKENDS` names them.
 
-Owns the two tools' options and what they call things. Knows nothing of programs: it is handed a command and a folder.
-Runs in the runner's process, never in the server's.
+Owns the options of the two tools. Knows nothing of programs: it is handed a command and a folder. Runs in the runner's
+process, never in the server's.
 
-    process = backend.start(command, folder, sight, limits)     raises SandboxError
+    process = backend.start(command, folder, sight, limits, is_folder_shared)     raises SandboxError
     process.pid, process.stdin, process.stdout, process.stderr  (file descriptors)
     returncode = process.end()                                  kills it and all that it started
 """
@@ -27,15 +27,15 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
     "HOME": "/",
-    # One thread each: as many programs run side by side as there are processors.
+    # One thread each, because as many programs run side by side as there are processors.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
-# Landlock rules over the contents of files, not over their owner, mode and times, and root may set the clock. These end
-# sandlock's copy on write, which would have limited the size of the folder: the runner watches that.
+# Landlock restricts the contents of files but not their owner, mode and times, and root may set the clock. Denying
+# these calls turns off sandlock's copy on write, which limits the size of a folder; the runner watches it instead.
 _DENIED = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     *("utime", "utimes", "utimensat", "futimesat", "setxattr", "lsetxattr", "fsetxattr"),
@@ -47,7 +47,7 @@ _DENIED = (
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What of the file system a program may read, beside the system's libraries."""
+    """What a program may read of the file system, in addition to the system's libraries."""
 
     folders: tuple[str, ...]
 
@@ -65,7 +65,7 @@ class Process(Protocol):
     stderr: int
 
     def end(self) -> int:
-        """Kills it with all that it started, frees it, closes the pipes. Returns the exit code, negative a signal."""
+        """Kills it with all that it started and closes the pipes. Returns the exit code, negative for a signal."""
 
 
 class Backend(Protocol):
@@ -73,17 +73,21 @@ class Backend(Protocol):
 
     name: ClassVar[str]
     needs_namespaces: ClassVar[bool]
-    """Whether its runner should have a process namespace of its own, in which nothing outlives the runner."""
+    """Whether the runner should get a process namespace of its own, in which nothing outlives it."""
     threads_count: ClassVar[bool]
-    """Whether processes are limited by the kernel's count, which counts threads too."""
+    """Whether the kernel's count limits the processes, which counts threads as well."""
+    limits_processes: ClassVar[bool]
+    """Whether the limit of processes holds exactly."""
 
     def missing(self) -> str | None:
-        """What is lacking here and the way out; None if nothing is."""
+        """What this machine lacks and the way out; None if it lacks nothing."""
 
     def version(self) -> str: ...
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
-        """Starts a command in an empty folder of its own, which goes with it."""
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
+        """Starts a command in an empty folder of its own. Where that is shared, the caller sees the files in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class Sandlock:
     name: ClassVar[str] = "sandlock"
     needs_namespaces: ClassVar[bool] = True
     threads_count: ClassVar[bool] = False
+    limits_processes: ClassVar[bool] = True
 
     def missing(self) -> str | None:
         try:
@@ -109,13 +114,15 @@ class Sandlock:
 
         return f"sandlock-{version('sandlock')}"
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
         import sandlock  # noqa: PLC0415 - only where it runs
         from sandlock.sandbox import StdioMode  # noqa: PLC0415
 
         try:
             sandbox = sandlock.Sandbox(
-                # Its own would come from the process's number, and every runner is number 1 of its namespace.
+                # The default comes from the process id, and every runner has id 1 in its namespace.
                 name=uuid.uuid4().hex,
                 fs_readable=[*sight.all, *_DEVICES],
                 fs_writable=[str(folder)],
@@ -143,7 +150,7 @@ class _SandlockProcess:
     def end(self) -> int:
         with contextlib.suppress(OSError, RuntimeError):
             self._process.kill()
-        result = self._process.wait(timeout=5)  # what it started, sandlock ends with it
+        result = self._process.wait(timeout=5)  # sandlock ends what the process started, too
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             with contextlib.suppress(OSError):
                 stream.close()
@@ -156,15 +163,16 @@ class _SandlockProcess:
 
 @dataclass(frozen=True, slots=True)
 class Bubblewrap:
-    """Namespaces by Debian's `bubblewrap` (`bwrap`), which unprivileged user namespaces are needed for."""
+    """Namespaces by Debian's `bubblewrap` (`bwrap`). Needs unprivileged user namespaces."""
 
     name: ClassVar[str] = "bubblewrap"
-    needs_namespaces: ClassVar[bool] = False  # makes its own
+    needs_namespaces: ClassVar[bool] = False  # it makes its own
     threads_count: ClassVar[bool] = True
+    limits_processes: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         if shutil.which("bwrap") is None:
-            return "there is no bwrap: apt-get install bubblewrap (PyPI's package of that name is another thing)"
+            return "there is no bwrap: apt-get install bubblewrap (the package of that name on PyPI is something else)"
         if os.geteuid() == 0:
             return "the kernel does not limit root's processes: run the server as another user, or take sandlock"
         return None
@@ -173,16 +181,20 @@ class Bubblewrap:
         asked = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=True, timeout=10)
         return "-".join(asked.stdout.split()[:2])
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
         binds = [part for path in sight.all for part in ("--ro-bind", path, path)]
         binds += [part for path in _DEVICES for part in ("--dev-bind-try", path, path)]
+        in_memory = ("--size", str(limits.disk_bytes), "--tmpfs", "/work")
         return _Child(
             [
                 *("bwrap", "--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"),
                 *("--cap-drop", "ALL", "--clearenv"),
                 *(part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)),
                 *binds,
-                *("--size", str(limits.disk_bytes), "--tmpfs", "/work", "--chdir", "/work", "--"),
+                *(("--bind", str(folder), "/work") if is_folder_shared else in_memory),
+                *("--chdir", "/work", "--"),
                 *command,
             ],
             folder,
@@ -191,11 +203,12 @@ class Bubblewrap:
 
 @dataclass(frozen=True, slots=True)
 class Unconfined:
-    """No confinement: programs do what the server's user may. Limits hold as far as a process keeps to them."""
+    """No confinement: programs may do what the server's user may, and evade the limits if they try."""
 
     name: ClassVar[str] = "none"
     needs_namespaces: ClassVar[bool] = True
     threads_count: ClassVar[bool] = False
+    limits_processes: ClassVar[bool] = False
 
     def missing(self) -> str | None:
         return None
@@ -203,12 +216,14 @@ class Unconfined:
     def version(self) -> str:
         return "none"
 
-    def start(self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits) -> Process:
+    def start(
+        self, command: Sequence[str], folder: Path, sight: Sight, limits: Limits, is_folder_shared: bool = False
+    ) -> Process:
         return _Child(command, folder)
 
 
 class _Child:
-    """A process of ours in a session of its own."""
+    """A child process in a session of its own."""
 
     def __init__(self, command: Sequence[str], folder: Path):
         pipe = subprocess.PIPE
@@ -236,7 +251,7 @@ class _Child:
         for stream in self._pipes:
             if stream is not None:
                 stream.close()
-        return 128 - returncode if returncode > 128 else returncode  # bwrap tells of a signal as a shell does
+        return 128 - returncode if returncode > 128 else returncode  # bwrap reports a signal as a shell does
 
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Sandlock(), Bubblewrap(), Unconfined())}

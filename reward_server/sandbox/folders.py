@@ -1,4 +1,4 @@
-"""Folders that a program had: how much is in them, and their removal. A program may have built anything in there."""
+"""The size and the removal of a folder that a program wrote to. A program may have built anything in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fits(folder: Path, disk_bytes: int) -> bool:
                     folders += [entry.path] * entry.is_dir(follow_symlinks=False)
         except FileNotFoundError:  # gone by now
             continue
-        except OSError:  # too deep or not to be read: nobody knows what is in there
+        except OSError:  # too deep or not readable: its size is unknown
             return False
         if left < 0 or files < 0:
             return False
@@ -32,7 +32,7 @@ def fits(folder: Path, disk_bytes: int) -> bool:
 
 
 def remove(folder: str | Path) -> None:
-    """Deletes a folder that a program had, which may be deeper than Python recurses, or closed to its owner."""
+    """Deletes such a folder, which may be deeper than Python recurses, or closed to its owner."""
     with contextlib.suppress(OSError, RecursionError):
         shutil.rmtree(folder)
     if os.path.lexists(folder):

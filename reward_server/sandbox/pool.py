@@ -1,4 +1,4 @@
-"""The server's side of the runners: started when needed, asked, killed when their caller goes away, replaced.
+"""The server's side of the runners: it starts them when needed, asks them, and kills and replaces them.
 
 Owns the runners' processes and folders, and how many runs go on at once. Knows nothing of how a run is confined.
 
@@ -7,7 +7,7 @@ Owns the runners' processes and folders, and how many runs go on at once. Knows 
         outcome = await runner.ask(Run(program, stdin))     raises SandboxError, UnusableTestError
     await runners.close()
 
-A runner that failed, or whose caller was cancelled, is ended with all that it started.
+A runner that failed, or whose caller was cancelled, is ended together with all that it started.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from reward_server.sandbox.runs import Outcome, Plan, Run, SandboxError, outcome
 
 log = logging.getLogger("reward_server")
 
-# sys.path goes along, so that a runner imports what the server does; nothing else of the server's environment does.
+# The runner gets the server's sys.path, so that it imports the same modules, and nothing else of its environment.
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reward_server.sandbox.runner import main; "
     "main(*sys.argv[2:])"
 )
-_GRACE_S = 30.0  # over the run's own limits, for processes to come up and end on a busy machine
+_GRACE_S = 30.0  # beyond the run's own limits: processes may start and end slowly on a busy machine
 _CLOSE_S = 2.0
-_LONGEST_ANSWER = 1 << 30  # a runner bounds it by the output limit
+_LONGEST_ANSWER = 1 << 30  # the output limit keeps answers far below this
 _UNSHARE = ("--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -58,7 +58,7 @@ class Runners:
 
     @contextlib.asynccontextmanager
     async def lease(self) -> AsyncIterator[_Runner]:
-        """A runner for one caller alone. It is kept for the next unless it failed or a run of it was cut short."""
+        """A runner for one caller alone. It is kept for the next caller unless it failed or a run was cut short."""
         async with self._turns:
             runner = self._idle.pop() if self._idle else await self._start()
             try:
@@ -70,7 +70,7 @@ class Runners:
                     self._own(runner.close())  # not awaited: the caller may be a cancelled one
 
     async def close(self) -> None:
-        """Ends the runners and what they run."""
+        """Ends the runners and the programs that they run."""
         self._closing = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*self._tasks, *(runner.close() for runner in idle), return_exceptions=True)
@@ -88,7 +88,7 @@ class Runners:
 
 
 class _Runner:
-    """One runner's process, the line to it, and a folder that goes with it."""
+    """One runner's process, the line to it, and its folder, which is removed with it."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Runner:
         return self._process.pid
 
     async def ask(self, run: Run) -> Outcome:
-        """Runs it. Raises SandboxError where the sandbox failed, UnusableTestError where the test cannot be run."""
+        """How one run ended. Raises SandboxError if the sandbox failed, UnusableTestError if the test cannot run."""
         self.is_sound = False
         try:
             async with asyncio.timeout(self._limit_s):
@@ -137,7 +137,7 @@ class _Runner:
         return outcome_of(json.loads(line))
 
     async def close(self) -> None:
-        """Closes its line, on which it ends what it runs; kills it if it does not end."""
+        """Closes the line, at which the runner ends its programs and itself; kills it if it does not end in time."""
         self._writer.close()
         try:
             async with asyncio.timeout(_CLOSE_S):
@@ -150,7 +150,7 @@ class _Runner:
 
 
 def _spawn(plan: Plan, prefix: tuple[str, ...], folder: str, line_fd: int) -> subprocess.Popen[bytes]:
-    """By subprocess and not by the loop: uvloop forks, and gRPC's handlers for that abort a busy server."""
+    """Uses subprocess, not the event loop: uvloop forks, and gRPC's fork handlers abort a busy server."""
     return subprocess.Popen(
         [*prefix, sys.executable, "-P", "-c", _BOOT, json.dumps(sys.path), plan.dumps(), folder],
         stdin=line_fd,
@@ -163,9 +163,10 @@ def _spawn(plan: Plan, prefix: tuple[str, ...], folder: str, line_fd: int) -> su
 
 @functools.cache
 def namespaces() -> tuple[str, ...]:
-    """The command before a runner's that gives it a process namespace, in which nothing outlives it; none if refused.
+    """The command that starts a runner in a process namespace of its own, in which nothing outlives it.
 
-    In a user namespace too where there may be one: root in it is nobody outside.
+    Empty if this system refuses one. Where the system allows it, the runner gets a user namespace, too, so that its
+    root is nobody outside.
     """
     for who in (("--user", "--map-current-user"), ()):
         prefix = ("unshare", *who, *_UNSHARE)
@@ -173,6 +174,6 @@ def namespaces() -> tuple[str, ...]:
             if subprocess.run([*prefix, "true"], capture_output=True, timeout=10, check=False).returncode == 0:
                 return prefix
     log.warning(
-        "this system allows no process namespace: what a program started outlives its runner if that is killed (-9)"
+        "this system allows no process namespace: if a runner is killed (-9), what its programs started lives on"
     )
     return ()

@@ -1,6 +1,6 @@
-"""The values of the sandbox: what may be used, what is to be run, and how it ended.
+"""The values of the sandbox: the limits, what is to be run, and how it ended.
 
-Owns the telling of ends apart. Knows no process: it is handed exit codes and the last lines of what was printed.
+Owns the classification of ends. Knows no process: it is handed exit codes and the last line of standard error.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from typing import Any
 
 
 class SandboxError(RuntimeError):
-    """The sandbox itself failed. It says nothing about the program, so nothing may be scored by it."""
+    """The sandbox itself failed. That says nothing about the program, so it is no reason for a score."""
 
 
 class UnusableTestError(ValueError):
-    """The test cannot be run whatever the program is: no Python, or a call that cannot cross between processes."""
+    """The test cannot be run, whatever the program is: it is no Python, or a call cannot cross between processes."""
 
 
 class End(enum.Enum):
-    """How a program's run ended. All but `PASSED` and `EXITED` are ends of programs that failed."""
+    """How a program's run ended. All but `PASSED`, `EXITED` and `RETURNED` are ends of programs that failed."""
 
     PASSED = "passed"
     EXITED = "exited"
     """It ended by itself with exit code 0: whether what it printed is right, the caller says."""
+    RETURNED = "returned"
+    """The function that was called returned: whether what it returned is right, the caller says."""
     WRONG_ANSWER = "wrong_answer"
     RUNTIME_ERROR = "runtime_error"
     TIME_LIMIT = "time_limit"
@@ -45,16 +47,16 @@ class Limits:
     """What one run may use."""
 
     time_s: float
-    """Seconds of processor time of a process, rounded up to whole ones: the kernel counts no others."""
+    """Seconds of processor time of a process. The kernel limits whole seconds, so it is rounded up."""
     memory_bytes: int
     """Address space of a process."""
     processes: int
     """Processes at once, itself included."""
     open_files: int
     output_bytes: int
-    """What it may print, standard output and standard error together."""
+    """Bytes that it may print, standard output and standard error together."""
     disk_bytes: int
-    """What it may write to its folder."""
+    """Bytes that it may write to its folder."""
 
     @property
     def cpu_s(self) -> int:
@@ -62,18 +64,18 @@ class Limits:
 
     @property
     def wall_s(self) -> float:
-        """By the clock: twice the processor time and one second. Waiting for a processor does not count."""
+        """The limit by the clock: twice the processor time and one second. Waiting for a processor does not count."""
         return 2 * self.time_s + 1
 
     @property
     def most_starved_s(self) -> float:
-        """How long at most waiting for a processor may make it."""
+        """The most seconds by which waiting for a processor may extend it."""
         return 3 * self.wall_s
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What all runs of a runner have in common."""
+    """What all runs of one runner have in common."""
 
     backend: str
     python: tuple[str, ...]
@@ -93,16 +95,23 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a program: with a standard input, or against a test, which is Python that raises if it fails."""
+    """One run of a program: with a standard input, against a test, or with one call of a function of its own."""
 
     program: str
     stdin: str = ""
     test: str | None = None
+    """Python that raises if the program is wrong."""
+    call: str | None = None
+    """The line that asks the program's process for a call (`calls.request`)."""
+    before: str = ""
+    """Python that is executed before the program, in its names; it may be incomplete. The stub that it completes."""
+    common_names: bool = False
+    """Whether a program that is called finds the names that LeetCode imports, and may recurse as deep as there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended, what it printed, and the last line of what it complained of."""
+    """How a run ended, what it printed (or the line that it answered a call with), and its last complaint."""
 
     end: End
     stdout: str = ""
@@ -124,10 +133,10 @@ _SIGNALS: dict[int, End] = {
 
 
 def end_of(returncode: int, complaint: str, seconds: float, limits: Limits) -> End:
-    """The end of a process that nobody here killed.
+    """How a process ended that was not killed for a limit.
 
-    `returncode` is negative for a signal, `complaint` the last line of its standard error. A program may lie in that
-    about the reason of its failure; it cannot turn one into a pass.
+    `returncode` is negative for a signal, `complaint` is the last line of its standard error. In that a program may lie
+    about the reason of its failure; it cannot turn a failure into a pass.
     """
     if returncode == 0:
         return End.EXITED
@@ -139,13 +148,13 @@ def end_of(returncode: int, complaint: str, seconds: float, limits: Limits) -> E
 
 
 def last_line(text: str) -> str:
-    """The last line that says something, at most 200 characters."""
+    """The last line that is not empty, at most 200 characters of it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
 
 
 def outcome_of(answer: dict[str, Any]) -> Outcome:
-    """What a runner answered. Raises what it reports instead."""
+    """The outcome that a runner answered. Raises the error that it reports instead."""
     if "failed" in answer:
         raise SandboxError(answer["failed"])
     if "unusable" in answer:
@@ -154,5 +163,5 @@ def outcome_of(answer: dict[str, Any]) -> Outcome:
 
 
 def _sendable(text: str) -> str:
-    """Without lone surrogates, which a program may put into its complaints and no message can hold."""
+    """Replaces lone surrogates, which a program may print and no message can carry."""
     return text.encode("utf-8", "replace").decode()

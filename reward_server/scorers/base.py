@@ -1,7 +1,7 @@
-"""What a scorer is: the one protocol that every kind fulfils, ours and a third party's.
+"""The base class of scorers: the interface of every kind, ours and a third party's.
 
-Owns the base class, the options that all scorers share, and the turning of raw return values into scores. Knows nothing
-of gRPC, of queues or of processes: a scorer says where it wants to run (`place`) and the service sees to it.
+Owns that class, the options that all scorers share, and the conversion of raw return values into scores. Knows nothing
+of gRPC, queues or processes: a scorer names the kind of executor that it needs (`place`), and the service provides it.
 
 Legend: G completions of a group.
 """
@@ -22,28 +22,32 @@ from reward_server.errors import InvalidGroupError
 from reward_server.types import Content, Group, Score, Status
 
 
-class Place(enum.Enum):
-    """Where a scorer runs, so that nothing blocks the server's event loop."""
+class ExecutorKind(enum.Enum):
+    """The kinds of executors. They differ in where a scorer runs; no scorer may block the server's event loop."""
 
     LOOP = "loop"
-    """On the event loop: `score` is async, or takes microseconds."""
+    """On the event loop. For scorers whose `score` is async, or takes microseconds."""
     THREAD = "thread"
-    """In a thread of its own: a model that releases the GIL."""
+    """In threads of its own. For models that release the GIL, and for functions that wait for another service."""
     BATCH = "batch"
-    """In a thread a device, in batches of several groups: a BatchedScorer."""
+    """In one thread for each device, in batches of several groups. For a BatchedScorer."""
     WORKER = "worker"
-    """In a worker process's main thread: a synchronous function, which may hang and is then killed."""
+    """In the main thread of a worker process. For synchronous functions: one that hangs is killed with its process."""
+
+
+Place = ExecutorKind
+"""The former name of ExecutorKind; third parties' scorers import it."""
 
 
 class ScorerOptions(BaseModel):
-    """The options that every scorer has. A kind adds its own by subclassing."""
+    """The options that every scorer has. Each kind of scorer adds its own by subclassing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     type: str = Field(description="Kind of the scorer: a built-in name, an entry point's, or module:attribute.")
     name: str = Field(min_length=1, description="Name of the scorer in metrics and weights; unique on the server.")
-    weight: float = Field(1.0, allow_inf_nan=False, description="What the reward weighs this scorer's score by.")
-    timeout_s: float = Field(60.0, gt=0, description="Seconds that scoring one group may take once it runs.")
+    weight: float = Field(1.0, allow_inf_nan=False, description="Weight of this scorer's score in the reward.")
+    timeout_s: float = Field(60.0, gt=0, description="Seconds that scoring one group may take, from its start.")
 
     _base_dir: str = PrivateAttr("")
 
@@ -52,16 +56,19 @@ class ScorerOptions(BaseModel):
 
     @property
     def base_dir(self) -> Path:
-        """The configuration file's folder, in which relative paths are looked up first.
+        """The configuration file's folder. Relative paths are looked up there first.
 
-        No part of the configuration's digest: the same options mean the same scores wherever the file lies.
+        It is not part of the configuration's digest: the same options mean the same scores wherever the file is.
         """
         return Path(self._base_dir)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What `Scorer.score` returns: G scores, and what a function logged by TRL's `log_metric` and `log_extra`."""
+    """What `Scorer.score` returns: G scores, and what a function has logged by TRL's `log_metric` and `log_extra`.
+
+    A metric is one number for the group. An extra column has G values.
+    """
 
     scores: tuple[Score, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -74,19 +81,22 @@ OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
 class Scorer(ABC, Generic[OptionsT]):
     """One source of scores.
 
-    A third party's scorer subclasses this, names its options' class and implements `score`; it enters by the entry
-    point group `reward_server.scorers` or by `type: module:attribute`.
+    A third party's scorer subclasses this class, sets `Options` to the class of its options and implements `score`. It
+    is registered in the entry-point group `reward_server.scorers`, or named in a configuration as
+    `type: module:attribute`.
 
-    The life: built from options (cheap, no import of the user's code, no model), `load()` once in the process and place
-    where it will run, `score()` for each group, `close()`.
+    The server constructs it from its options, calls `load()` once where it will run, `score()` for each group, and
+    `close()` at the end. The constructor must be cheap: it imports no user code and loads no model.
     """
 
     Options: ClassVar[type[ScorerOptions]] = ScorerOptions
-    place: Place = Place.WORKER
+    place: ExecutorKind = ExecutorKind.WORKER
+    """The kind of executor that runs this scorer."""
     deterministic: bool = True
-    """The same group gets the same scores in every run and at every step. Where `cache` is on, they are kept."""
+    """Whether a group gets the same scores in every run and at every step. The cache, if it is on, then keeps them."""
     group_aware: bool = False
-    """A completion's score depends on its siblings."""
+    """Whether a completion's score depends on the other completions of its group."""
+    _version = "1"
 
     def __init__(self, options: OptionsT):
         self.options = options
@@ -97,33 +107,46 @@ class Scorer(ABC, Generic[OptionsT]):
 
     @property
     def version(self) -> str:
-        """Changes when the scores may: goes into every response and into the configuration's digest."""
-        return "1"
+        """A string that must change whenever scores may change. It is part of every response and of the digest.
+
+        A scorer that learns its version while it loads sets `_version` there.
+        """
+        return self._version
 
     @property
-    def required_columns(self) -> tuple[str, ...]:
-        """Columns of the dataset without which this scorer cannot score."""
+    def notes(self) -> tuple[str, ...]:
+        """What the operator should know of the loaded scorer, one sentence each: `reward-server check` prints them."""
         return ()
 
     @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The dataset's columns that this scorer needs."""
+        return ()
+
+    @property
+    def sample_columns(self) -> Mapping[str, Any]:
+        """Values for those of its columns in which a made-up sample's text "4" could not be read."""
+        return {}
+
+    @property
     def concurrency(self) -> int | None:
-        """Most groups that may be in `score` at once; None leaves it to the server."""
+        """The maximum number of groups that may be in `score` at once; None leaves it to the server."""
         return None
 
     def column(self, group: Group, name: str) -> list[Any]:
-        """The values of a column, G long. Raises InvalidGroupError that names the column and those that are there."""
+        """The G values of a column. Raises InvalidGroupError, which names the column and the columns of the group."""
         try:
             return group.column(name)
         except KeyError as error:
             raise InvalidGroupError(
                 f"scorer {self.name!r} needs the column {name!r}, and the group has {group.column_names() or 'none'}; "
-                "add it to the dataset or rename one there, and see that it is sent to the service"
+                "add it to the dataset or rename one there, and make sure that it is sent to the service"
             ) from error
 
     def token_ids(self, group: Group) -> list[list[int]]:
-        """The token ids of each completion, G lists. Raises InvalidGroupError if they were not sent.
+        """The token ids of each completion, as G lists; that of an empty completion is empty.
 
-        An empty completion has none to send: its list is empty.
+        Raises InvalidGroupError if they were not sent.
         """
         if not any(completion.token_ids for completion in group.completions):
             raise InvalidGroupError(
@@ -133,28 +156,29 @@ class Scorer(ABC, Generic[OptionsT]):
         return [list(completion.token_ids or ()) for completion in group.completions]
 
     def preload(self) -> None:
-        """What of `load` takes time and may be done in any thread: imports. What it raises is left for `load` to say.
+        """Does the slow part of `load` that may run in any thread, such as imports.
 
-        Called before `load` for a scorer on the event loop, on which nothing may block while other groups are scored.
+        It is called before `load` for a scorer on the event loop, which must not block while other groups are scored.
+        Its exceptions are ignored: `load` raises them again.
         """
 
     def load(self) -> Awaitable[None] | None:
-        """Imports user code, reads a model. Raises ScorerLoadError. Called once, where the scorer will run.
+        """Imports user code or loads a model. It is called once, where the scorer will run. Raises ScorerLoadError.
 
-        May be async on the event loop, as `close` may.
+        For a scorer on the event loop, `load` and `close` may be async.
         """
 
     @abstractmethod
     def score(self, group: Group) -> Result | Awaitable[Result]:
-        """Scores one group. May raise: the service turns that into FAILED for all G completions."""
+        """Scores one group. If it raises, the service tries the completions one by one; those that raise get FAILED."""
 
     def close(self) -> Awaitable[None] | None:
-        """Frees what `load` took. May be async where it runs on the event loop."""
+        """Frees what `load` has allocated."""
         return None
 
 
 def text_of(content: Content) -> str:
-    """The text of a completion: itself, or what the assistant's messages of a conversation say, one after another."""
+    """The text of a completion: the string itself, or the joined texts of a conversation's assistant messages."""
     if isinstance(content, str):
         return content
     said = [message.get("content") for message in content if message.get("role", "assistant") == "assistant"]
@@ -162,16 +186,16 @@ def text_of(content: Content) -> str:
 
 
 def _text_of_message(parts: Any) -> str:
-    """A message's content is text, null (only tool calls), or a list of parts of which some are text."""
+    """The text of a message's content, which is a string, null (tool calls only), or a list of parts."""
     if isinstance(parts, str):
         return parts
     return "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in parts or ())
 
 
 def to_score(value: Any) -> Score:
-    """One raw return value as a score: a finite number is OK, None is not applicable, all else is INVALID.
+    """Converts one raw return value: a finite number is OK, None is NOT_APPLICABLE, everything else is INVALID.
 
-    Takes what `torch.tensor` would take of a TRL reward function: int, float, bool, NumPy and torch scalars.
+    It accepts what `torch.tensor` accepts of a TRL reward function: int, float, bool, NumPy and torch scalars.
     """
     if value is None:
         return Score(Status.NOT_APPLICABLE)
@@ -187,7 +211,7 @@ def to_score(value: Any) -> Score:
 
 
 def to_scores(values: Any, expected: int) -> tuple[Score, ...]:
-    """What a function returned for G completions, as G scores; a wrong number of them makes all G INVALID."""
+    """Converts what a function returned for G completions to G scores. If their number is wrong, all are INVALID."""
     try:
         values = list(values)
     except TypeError:
@@ -199,5 +223,5 @@ def to_scores(values: Any, expected: int) -> tuple[Score, ...]:
 
 
 def failed(count: int, status: Status, message: str) -> tuple[Score, ...]:
-    """The same failure for `count` completions."""
+    """The same failed score for `count` completions."""
     return (Score(status, message=message),) * count

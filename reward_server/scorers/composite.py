@@ -1,29 +1,28 @@
-"""The scorer `composite`: the scores of several scorers, its parts, as one.
+"""The scorer `composite`: combines the scores of several scorers, its parts, into one.
 
-Owns the rules by which they come together. Knows nothing of where its parts run: the service runs each in the place
-that it asks for, with its own time limit and its own entries in the cache, and hands `compose` a function that asks it.
+Owns the rules of combining. Knows nothing of where its parts run: the service runs each part in the executor of its
+kind, with its own time limit and its own cache entries, and gives `compose` a function that asks it.
 
 For each completion:
 
-1. The parts that are `gates` are asked first, one after another in the order of `parts`. Where one scores below its
-   threshold it is closed: all parts that were not asked yet are not applicable to this completion, and are not asked. A
-   gate that is itself not applicable is open.
+1. The parts that are `gates` are asked first, one after another in the order of `parts`. If a gate scores below its
+   threshold, it is closed: all parts after it are not applicable to this completion and are not asked. A gate that is
+   itself not applicable is open.
 2. The other parts are asked side by side. A part that sees whole groups is asked for the whole group.
-3. Each part's score is normalised, then clipped, where the options say so.
-4. What applies is combined: `sum` and `mean` are weighted by the parts' weights, `min` and `product` take the scores as
-   they are. The outcome is clipped by `clip`. Where nothing applies, the composite does not apply.
+3. Each part's score is normalised and then clipped, if the options say so.
+4. The applicable scores are combined: `sum` and `mean` are weighted by the parts' weights, `min` and `product` use the
+   scores unweighted. The result is clipped by `clip`. If no part applies, the composite is not applicable.
 
-A part that fails is a failed composite, with the part's status and message; a gate that fails lets nothing through.
-`failed_part: leave_out` treats a failed part, and so a failed gate, as not applicable instead; where nothing else is
-left the composite has failed.
+If a part fails, the composite fails with the part's status and message, and a failed gate is closed. With `failed_part:
+leave_out` a failed part, or gate, counts as not applicable instead; if no other part is left, the composite fails.
 
-**Normalising, and what of it is in the digest.** A running mean and deviation that moved with every group would give
-one completion two scores, let two replicas disagree, make a retry unlike its first try, and change the digest, at which
-a trainer stops. So the statistics that scores are normalised by stand still: they are read from `statistics` when the
-service loads, and they are part of the scorer's version and so of the digest. Services of one digest give one score,
-whatever each of them has seen. What runs on is kept apart: with `gather` each service adds the raw scores that it sees
-to another file, which replicas of a machine may share. To adopt them, copy that file over the first and reload or
-restart: the digest changes then, once, and a trainer says by its `allow_reward_change` whether it goes along.
+**Normalising and the digest.** With a running mean and deviation that change with every group, one completion could get
+two scores, two replicas could disagree, a retry could differ from its first try, and the digest would change, at which
+a trainer stops. So the statistics for normalising are fixed: they are read from `statistics` when the service loads,
+and they are part of the scorer's version and so of the digest. Services of the same digest give the same score,
+whatever each of them has seen. New scores are collected apart: with `gather` each service adds the raw scores that it
+sees to another file, which the replicas of a machine may share. To use them, copy that file over the first and reload
+or restart. The digest then changes once, and `allow_reward_change` says whether a trainer goes on.
 
 Legend: G completions of a group.
 """
@@ -42,7 +41,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from reward_server.errors import InvalidGroupError, ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, to_score
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, to_score
 from reward_server.scorers.loading import did_you_mean, find_path
 from reward_server.scorers.registry import build, parse_options
 from reward_server.scorers.statistics import Statistics, add_to_file, read_statistics
@@ -62,12 +61,12 @@ _COMBINED: Mapping[str, Callable[[Sequence[float], Sequence[float]], float]] = {
 
 
 class Normalise(BaseModel):
-    """By what a part's scores are normalised, and where what they are is gathered."""
+    """The statistics that normalise a part's scores, and the file that collects them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     statistics: str | None = Field(
-        None, description="File with the mean and deviation to normalise by; unset, scores stay as they are."
+        None, description="File with the mean and deviation that scores are normalised by; unset, they are not."
     )
     gather: str | None = Field(None, description="File that the raw scores of this service are added to.")
 
@@ -91,18 +90,19 @@ class CompositeOptions(ScorerOptions):
     )
     gates: dict[str, float] = Field(
         default_factory=dict,
-        description="Parts by name, each with the least score that opens it; below it the parts that are asked later "
-        "are not applicable.",
+        description="Parts by name, each with the lowest score that passes; below it the parts after it are not "
+        "applicable.",
     )
     normalise: dict[str, Normalise] = Field(
         default_factory=dict, description="Parts by name, each with `statistics`, `gather` or both."
     )
     clip_parts: dict[str, tuple[float, float]] = Field(
-        default_factory=dict, description="Parts by name, each with the least and the greatest score it may count as."
+        default_factory=dict,
+        description="Parts by name, each with the lowest and the highest score that it may count as.",
     )
-    clip: tuple[float, float] | None = Field(None, description="The least and the greatest score of the composite.")
+    clip: tuple[float, float] | None = Field(None, description="The lowest and the highest score of the composite.")
     failed_part: Literal["fail", "leave_out"] = Field(
-        "fail", description="What a part's failure is: the composite's, or as if the part did not apply."
+        "fail", description="fail: if a part fails, the composite fails. leave_out: the part counts as not applicable."
     )
 
     @field_validator("parts", mode="before")
@@ -144,10 +144,10 @@ class CompositeOptions(ScorerOptions):
 
 
 class CompositeScorer(Scorer[CompositeOptions]):
-    """One score out of those of its parts, which the service runs."""
+    """One score from the scores of its parts, which the service runs."""
 
     Options = CompositeOptions
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
 
     def __init__(self, options: CompositeOptions):
         super().__init__(options)
@@ -163,15 +163,24 @@ class CompositeScorer(Scorer[CompositeOptions]):
         self._told = False
 
     @property
+    def sample_columns(self) -> Mapping[str, Any]:
+        return {name: value for part in self.parts for name, value in part.sample_columns.items()}
+
+    @property
     def version(self) -> str:
-        """Of these rules, then a digest of the statistics that are normalised by. Known once loaded."""
+        """The version of these rules, and a digest of the statistics for normalising. Known once loaded."""
         if not self._by:
             return "1"
         held = json.dumps({name: dataclasses.astuple(statistics) for name, statistics in self._by.items()})
         return f"1/{hashlib.sha256(held.encode()).hexdigest()[:12]}"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The notes of its parts."""
+        return tuple(f"{part.name}: {note}" for part in self.parts for note in part.notes)
+
     def load(self) -> None:
-        """Reads the statistics. The parts are loaded by who runs them."""
+        """Reads the statistics. The service loads the parts."""
         for name, normalise in self.options.normalise.items():
             if normalise.statistics is not None:
                 self._by[name] = self._read(name, normalise.statistics)
@@ -192,7 +201,7 @@ class CompositeScorer(Scorer[CompositeOptions]):
         return Result(tuple(scores), self._metrics(answers), self._extra(answers))
 
     def save_gathered(self) -> None:
-        """Adds what was gathered to its files, in this thread. Trouble is logged once; what is not saved is kept."""
+        """Adds the gathered scores to their files, in this thread. An error is logged once; unsaved scores are kept."""
         gathered, self._gathered = self._gathered, {}
         for name, statistics in gathered.items():
             path = self.options.base_dir / str(self.options.normalise[name].gather)
@@ -220,7 +229,7 @@ class CompositeScorer(Scorer[CompositeOptions]):
         except InvalidGroupError:
             if len(rows) == len(group):
                 raise
-            answer.take(await ask(index, group), everything, rows)  # its siblings may be what it can be scored by
+            answer.take(await ask(index, group), everything, rows)  # the part may need the rest of the group
 
     def _is_open(self, index: int, score: Score) -> bool:
         if score.value is None:
@@ -295,7 +304,7 @@ class CompositeScorer(Scorer[CompositeOptions]):
 
 
 class _Answer:
-    """What a part said of a group's G rows: not applicable where it was not asked."""
+    """A part's scores of a group's G rows: not applicable for rows that it was not asked about."""
 
     def __init__(self, size: int):
         self.scores: list[Score] = [Score(Status.NOT_APPLICABLE)] * size

@@ -1,6 +1,6 @@
 """The scorer `endpoint`: a reward model in an engine made for it, vLLM or Text Embeddings Inference.
 
-Owns what the engines' three APIs are asked and how their answers are read. HTTP, retries and the key are `engine`'s.
+Owns the requests of the engines' three APIs and the reading of their answers. HTTP, retries and the key: `engine`.
 
     vllm_classify   POST /classify   {"input": [text, …]}, or {"messages": […]}     data[].index, data[].probs
     vllm_score      POST /score      {"text_1": prompt, "text_2": [completion, …]}  data[].index, data[].score
@@ -8,8 +8,8 @@ Owns what the engines' three APIs are asked and how their answers are read. HTTP
 
 (As of late 2026, from vllm/entrypoints/pooling and TEI's router/src/http.) The completions of a group go in one
 request, up to `batch_size`. A request that the engine refuses is halved until the completion that it is about stands
-alone: that one is FAILED with the engine's words, the others get their scores. Text is what TRL gives a reward model:
-prompt and completion in one, or messages through the model's chat template, which is vLLM's to apply.
+alone: that one is FAILED with the engine's words, the others get their scores. The text is what TRL gives a reward
+model: prompt and completion joined, or messages in the model's chat template, which vLLM applies.
 
 Legend: G completions of a group.
 """
@@ -25,7 +25,8 @@ from pydantic import Field, JsonValue, model_validator
 
 from reward_server.errors import InvalidGroupError
 from reward_server.scorers.base import Result, failed, text_of, to_score
-from reward_server.scorers.engine import AnswerError, EngineError, EngineOptions, EngineScorer, RefusedError
+from reward_server.scorers.engine import EngineOptions, EngineScorer
+from reward_server.scorers.engine_errors import AnswerError, EngineError, RefusedError
 from reward_server.types import Content, Group, Score, Status
 
 
@@ -33,7 +34,7 @@ class EndpointOptions(EngineOptions):
     """Options of `endpoint`."""
 
     api: Literal["vllm_classify", "vllm_score", "tei_predict"] = Field(
-        description="What is asked: vllm_classify and tei_predict for a reward model, vllm_score for a cross-encoder."
+        description="The API: vllm_classify or tei_predict for a reward model, vllm_score for a cross-encoder."
     )
     model: str | None = Field(None, description="Name under which vLLM serves the model; its only one if unset.")
     label: int | str | None = Field(
@@ -43,12 +44,12 @@ class EndpointOptions(EngineOptions):
     )
     activation: bool = Field(
         False,
-        description="Take the score through the model's sigmoid or softmax; unset it is the logit, as in TRL. vLLM is "
-        "told by use_activation, which old versions pass over: there see --override-pooler-config.",
+        description="Apply the model's sigmoid or softmax; unset, the score is the logit, as in TRL. vLLM is told by "
+        "use_activation, which old versions ignore: for these see --override-pooler-config.",
     )
     pair: bool = Field(
         False,
-        description="tei_predict only: give prompt and completion as a pair, to a cross-encoder, not as one text.",
+        description="tei_predict only: send prompt and completion as a pair, for a cross-encoder, not as one text.",
     )
     truncate: Literal["error", "left", "right"] = Field(
         "error",
@@ -64,9 +65,10 @@ class EndpointOptions(EngineOptions):
     batch_size: int = Field(
         32, ge=1, description="Most completions in a request; TEI refuses more than its --max-client-batch-size (32)."
     )
-    concurrency: int = Field(64, ge=1, description="Most groups whose requests are out at once.")
+    concurrency: int = Field(64, ge=1, description="Most groups whose requests are in flight at once.")
     deterministic: bool = Field(
-        False, description="The engine always serves the same weights here, so that its scores may be cached."
+        False,
+        description="Whether the engine always serves the same weights at this URL, so that its scores may be cached.",
     )
 
     @model_validator(mode="after")
@@ -81,7 +83,7 @@ class EndpointOptions(EngineOptions):
 
 
 class EndpointScorer(EngineScorer[EndpointOptions]):
-    """What the engine's model says of each completion."""
+    """The score that the engine's model gives each completion."""
 
     Options = EndpointOptions
 
@@ -92,7 +94,7 @@ class EndpointScorer(EngineScorer[EndpointOptions]):
 
     @property
     def version(self) -> str:
-        """Of this file's reading of the API. Which model answers is for `url` and `model` to say."""
+        """The version of this file's reading of the API. `url` and `model` in the options say which model answers."""
         return f"1/{self.options.api}"
 
     @property
@@ -268,7 +270,7 @@ def _plain(prompt: Content) -> str:
 
 
 def _by_index(answer: Any, count: int) -> list[Mapping[str, Any]]:
-    """vLLM's `data` in the order of what was sent; each of `count` rows exactly once."""
+    """vLLM's `data` in the order of the request, with each of its `count` rows exactly once."""
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list) or not all(
         isinstance(item, dict) and type(item.get("index")) is int for item in data
@@ -281,5 +283,5 @@ def _by_index(answer: Any, count: int) -> list[Mapping[str, Any]]:
 
 
 def _number(value: Any) -> Score:
-    """None is what an engine makes of NaN in JSON, so it is no "not applicable" here."""
+    """The score of one number. Engines write NaN as null in JSON, so null is INVALID and not "not applicable"."""
     return Score(Status.INVALID, message="the engine answered null") if value is None else to_score(value)

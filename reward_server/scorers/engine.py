@@ -1,17 +1,8 @@
-"""A model in an engine of its own, behind HTTP: one POST of JSON, tried again while that can help.
+"""A model in an engine of its own, behind HTTP: one POST of JSON, which is retried while a retry can help.
 
-Owns the pooled connections, the API key, the retries inside a deadline, and the kinds of failure. Knows nothing of what
-is asked or answered: `endpoint` and `judge` do. The key is read from the environment or a file, goes into the
-Authorization header and nowhere else: no log, no digest, no error text.
-
-    EngineError                  `status` is what a score is that it cost: FAILED, unless said otherwise
-    ├── UnreachableError         no connection, or one that broke; 502, 504                   retried
-    ├── BusyError                429, 503, 529; the engine may say when to come back          retried
-    ├── BrokenError              500 and the rest of 5xx, 408                                 retried
-    ├── MisconfiguredError       401, 403, 404, 405, a redirect, a certificate: URL, model or key are wrong
-    ├── RefusedError             400, 413, 422 and the rest: the engine does not take what was sent
-    ├── AnswerError              an answer that is not what the API promises
-    └── LateError                no answer before the deadline: TIMEOUT
+Owns the pooled connections, the API key, and the retries inside a deadline. The kinds of failure are in
+`engine_errors`. Knows nothing of what is asked or answered: `endpoint` and `judge` do. The key is read from the
+environment or a file and goes into the Authorization header only: no log, no digest and no error text shows it.
 """
 
 from __future__ import annotations
@@ -25,88 +16,44 @@ import os
 import random
 import re
 import ssl
-import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Scorer, ScorerOptions
-from reward_server.types import Status
-
-log = logging.getLogger("reward_server")
+from reward_server.scorers.base import ExecutorKind, Scorer, ScorerOptions
+from reward_server.scorers.engine_errors import (
+    AnswerError,
+    EngineError,
+    LateError,
+    MisconfiguredError,
+    UnreachableError,
+    error_in_answer,
+    error_of_code,
+    words_of,
+)
 
 # Full jitter: uniform between 0 and a bound that doubles (AWS Architecture Blog, "Exponential Backoff And Jitter").
 _FIRST_BACKOFF_S = 0.25
 _LONGEST_BACKOFF_S = 8.0
 _CONNECT_S = 5.0
-# uvicorn, which vLLM runs on, closes an idle connection after 5 s: one that is used just then breaks.
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+# uvicorn, which vLLM runs on, closes an idle connection after 5 s; a request that uses it at that moment fails.
 _KEEPALIVE_S = 4.0
-# The service's own limit would end a whole group and try each completion again alone. This ends only what is late.
+# The service's own limit would end the whole group and try each completion again alone. With this earlier deadline only
+# the completions whose requests are late get TIMEOUT.
 _SHARE_OF_TIMEOUT = 0.95
 _LONGEST_EXCERPT = 200
-
-
-# -------------------------------------------------------------------------------------------------------------- errors
-
-
-class EngineError(Exception):
-    """A request that brought nothing; the message names the URL and the reason."""
-
-    status: ClassVar[Status] = Status.FAILED
-    is_retryable: ClassVar[bool] = False
-    retry_after_s: float | None = None
-
-
-class UnreachableError(EngineError):
-    """Nobody answers at the URL, or the connection broke."""
-
-    is_retryable = True
-
-
-class BusyError(EngineError):
-    """The engine, or the caller's quota, is full for now."""
-
-    is_retryable = True
-
-    def __init__(self, message: str, retry_after_s: float | None = None):
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class BrokenError(EngineError):
-    """The engine failed."""
-
-    is_retryable = True
-
-
-class MisconfiguredError(EngineError):
-    """URL, model or key are wrong: no other request would fare better."""
-
-
-class RefusedError(EngineError):
-    """The engine does not take what was sent, such as a text beyond its context."""
-
-
-class AnswerError(EngineError):
-    """An answer that is not what the API promises."""
-
-
-class LateError(EngineError):
-    """No answer before the deadline."""
-
-    status = Status.TIMEOUT
 
 
 # ------------------------------------------------------------------------------------------------------------- options
 
 
 class EngineOptions(ScorerOptions):
-    """Where an engine is, and the key for it."""
+    """Where an engine is, and which key it asks for."""
 
     url: str = Field(description="Base URL of the engine's API, such as http://vllm:8000 or https://host/v1.")
     api_key_env: str | None = Field(
@@ -147,7 +94,7 @@ class ApiKey:
         self._key = self._read()
 
     def headers(self) -> dict[str, str]:
-        """A file that cannot be used now leaves the key of before: it may be half written."""
+        """The header with the key. A file that cannot be read now may be half written: the last key stays in use."""
         if self._options.api_key_file is not None:
             with contextlib.suppress(ScorerLoadError):
                 self._key = self._read()
@@ -186,7 +133,7 @@ class Engine:
     """The connections to one engine. Made and used on one event loop."""
 
     def __init__(self, options: EngineOptions):
-        """Connects to nobody yet. Raises ScorerLoadError if httpx or the key is missing."""
+        """Opens no connection yet. Raises ScorerLoadError if httpx or the key is missing."""
         try:
             import httpx  # noqa: PLC0415 - only where it runs
         except ImportError as error:
@@ -199,11 +146,12 @@ class Engine:
         self._httpx: Any = httpx
         # Plain HTTP gets a context that trusts nobody: loading the trusted certificates takes a tenth of a second.
         trusted: Any = True if options.url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # How many run at once is the scorers' to say, how long each may take the deadline's.
+        # The scorers limit how many requests run at once, and the deadline limits how long each may take.
         self._client = httpx.AsyncClient(
             verify=trusted,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=_KEEPALIVE_S),
             timeout=httpx.Timeout(None, connect=_CONNECT_S),
+            mounts={f"all://{host}": None for host in _LOOPBACK},  # http_proxy and its like are not for this machine
         )
 
     async def close(self) -> None:
@@ -241,33 +189,25 @@ class Engine:
         if not response.is_success:
             raise self._failure(url, response)
         try:
-            return response.json()
+            answer = response.json()
         except (ValueError, RecursionError) as error:
-            raise AnswerError(f"{url}: the answer is not JSON: {self._excerpt(response)}") from error
+            raise AnswerError(f"{url}: the answer is not JSON: {self._words(response.text)}") from error
+        if (failure := error_in_answer(answer, url, response.headers, self._words)) is not None:
+            raise failure
+        return answer
 
     def _failure(self, url: str, response: Any) -> EngineError:
         code = response.status_code
         what = f"{url}: {code} {response.reason_phrase}".rstrip()
-        if code in (401, 403):  # its body may repeat a part of the key
+        if code in (401, 403):  # the body may repeat a part of the key
             return MisconfiguredError(f"{what}: the engine refuses the key of api_key_env or api_key_file")
-        what = f"{what}: {self._excerpt(response)}"
+        what = f"{what}: {self._words(response.text)}"
         if code in (404, 405) or 300 <= code < 400:
             return MisconfiguredError(f"{what}; see url, and model if there is one")
-        if code in (429, 503, 529):
-            return BusyError(what, retry_after_s(response.headers))
-        if code in (502, 504):
-            return UnreachableError(what)
-        return (BrokenError if code >= 500 or code == 408 else RefusedError)(what)
+        return error_of_code(code, what, response.headers)
 
-    def _excerpt(self, response: Any) -> str:
-        """The engine's own words: OpenAI's and vLLM's error.message, TEI's error, or the beginning of what it said."""
-        said: Any = response.text
-        with contextlib.suppress(ValueError, RecursionError):
-            said = json.loads(said)
-        for key in ("error", "message"):
-            if isinstance(said, dict) and key in said:
-                said = said[key]
-        return self._key.redacted(" ".join(str(said).split()))[:_LONGEST_EXCERPT]
+    def _words(self, body: Any) -> str:
+        return self._key.redacted(words_of(body))[:_LONGEST_EXCERPT]
 
 
 def _reason(error: BaseException) -> str:
@@ -293,28 +233,15 @@ def _pause_s(error: EngineError, attempt: int, deadline: float) -> float:
     raise type(error)(f"{error}{waits}; given up at attempt {attempt + 1}, since the deadline is nearer") from error
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """What `retry-after-ms` (OpenAI's) or `retry-after` (RFC 9110: seconds or a date) asks for; None if neither."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    if (asked := headers.get("retry-after")) is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(asked))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    return None
-
-
 # ------------------------------------------------------------------------------------------------------------- scorers
 
 OptionsT = TypeVar("OptionsT", bound=EngineOptions)
 
 
 class EngineScorer(Scorer[OptionsT]):
-    """What scorers share that ask an engine: they wait on the event loop, and end what is late by themselves."""
+    """The base of scorers that ask an engine: they wait on the event loop, and end late requests by themselves."""
 
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
     engine: Engine
 
     def load(self) -> None:
@@ -324,5 +251,5 @@ class EngineScorer(Scorer[OptionsT]):
         await self.engine.close()
 
     def deadline(self) -> float:
-        """When a group that begins now is to be answered, on the running loop's clock."""
+        """The time by which a group that begins now must be answered, on the running loop's clock."""
         return asyncio.get_running_loop().time() + _SHARE_OF_TIMEOUT * self.options.timeout_s

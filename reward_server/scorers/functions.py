@@ -1,7 +1,7 @@
 """Scorers that call a function of the user's: with TRL's signature, or with a whole group.
 
-Owns the calling convention: which arguments a function gets, where it runs, how what it logs is collected. Knows
-nothing of processes or time limits: the service kills what hangs.
+Owns the calling convention: which arguments a function gets, where it runs, and how its logged values are collected.
+Knows nothing of processes or time limits: the service kills a function that hangs.
 
     f(prompts, completions, completion_ids=…, **columns) -> list[float | None]      type: function
     f(group) -> list[float | None]                                                  type: group_function
@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, JsonValue, field_validator
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, to_scores
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, to_scores
 from reward_server.scorers.loading import (
     did_you_mean,
     is_async_callable,
@@ -53,19 +53,22 @@ class FunctionOptions(ScorerOptions):
     )
     place: Literal["auto", "loop", "thread", "worker"] = Field(
         "auto",
-        description="Where it runs. loop: on the server's event loop, many groups at once (async only). thread: in a "
-        "thread, for a synchronous function that waits for others; cannot be killed when it hangs. worker: in a "
-        "process of its own, killed when it hangs. auto: loop if it is an `async def` in its module's source, else "
-        "worker.",
+        description="Where it runs. loop: on the server's event loop, many groups at once (async functions only). "
+        "thread: in a thread, for a synchronous function that waits for I/O; it cannot be killed when it hangs. "
+        "worker: in a process of its own, which is killed when it hangs. auto: loop if it is an `async def` in its "
+        "module's source, else worker.",
     )
-    concurrency: int | None = Field(None, ge=1, description="Most groups it scores at once; the server's if unset.")
+    concurrency: int | None = Field(
+        None, ge=1, description="Most groups that it scores at once; the server's default if unset."
+    )
     deterministic: bool = Field(
         False,
-        description="The same group gets the same scores at every step and in every run, so that they may be cached. "
-        "Its version is a digest of its own file: with cache.path set, what the file imports must not change either.",
+        description="Whether the same group gets the same scores at every step and in every run, so that they may be "
+        "cached. The version is a digest of the function's own file: with cache.path set, the modules that it imports "
+        "must not change either.",
     )
     required_columns: tuple[str, ...] = Field(
-        (), description="Columns it needs beyond those that its signature names, such as kwargs['answer']."
+        (), description="Columns that it needs beyond those in its signature, such as kwargs['answer']."
     )
 
     @field_validator("function")
@@ -79,12 +82,16 @@ class TRLFunctionOptions(FunctionOptions):
     """Options of `function`."""
 
     group_aware: bool = Field(
-        False, description="A completion's score depends on its siblings: the group is never scored in parts."
+        False,
+        description="Whether a score depends on the rest of the group, which is then never scored in parts.",
     )
 
 
 class _CallableScorer(Scorer[FunctionOptions]):
-    """What both kinds share: finding the function, its place, and awaiting it there."""
+    """The base of both kinds: finds the function, decides where it runs, and awaits it there.
+
+    The version is a digest of the source file that defines the function, known once it is loaded.
+    """
 
     Options: ClassVar[type[ScorerOptions]] = FunctionOptions
 
@@ -93,14 +100,8 @@ class _CallableScorer(Scorer[FunctionOptions]):
         self.place = _place(options)
         self.deterministic = options.deterministic
         self._function: Callable[..., Any] = _not_loaded
-        self._version = ""
         self._runner: asyncio.Runner | None = None
         self._bound: dict[str, Any] = {} if options.factory else dict(options.kwargs)
-
-    @property
-    def version(self) -> str:
-        """Digest of the source file that defines the function. Known once loaded."""
-        return self._version
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -117,7 +118,7 @@ class _CallableScorer(Scorer[FunctionOptions]):
         named = load_attribute(self.options.function, self.options.base_dir)
         self._function = self._made(named) if self.options.factory else self._checked(named)
         self._version = source_digest(named, self._function)
-        if self.place is Place.LOOP and not is_async_callable(self._function):
+        if self.place is ExecutorKind.LOOP and not is_async_callable(self._function):
             raise ScorerLoadError(
                 f"{self.options.function} is not async and would block the server's event loop; make it an async def, "
                 "or set place to thread or worker"
@@ -149,17 +150,17 @@ class _CallableScorer(Scorer[FunctionOptions]):
         if not inspect.isawaitable(values):
             return log.result(values)
         answer = _awaited(values, log)
-        if self.place is Place.LOOP:
+        if self.place is ExecutorKind.LOOP:
             return answer
-        if self.place is Place.THREAD:  # many of them, and an event loop belongs to one
+        if self.place is ExecutorKind.THREAD:  # many of them, and an event loop belongs to one
             return asyncio.run(answer)
-        # One loop for good, since a client of the user's lives on the loop that it was first used in.
+        # One event loop for the scorer's life, since clients in user code belong to the loop that first used them.
         self._runner = self._runner or asyncio.Runner()
         return self._runner.run(answer)
 
 
 class GroupFunctionScorer(_CallableScorer):
-    """Calls `f(group)`, sync or async, which returns G scores: for what is relative by nature, such as a rank."""
+    """Calls `f(group)`, sync or async, which returns G scores: for relative scores, such as a rank."""
 
     group_aware = True
 
@@ -186,7 +187,7 @@ class FunctionScorer(_CallableScorer):
 
     @property
     def required_columns(self) -> tuple[str, ...]:
-        """Those of the options and the parameters without a default. Known once loaded."""
+        """The columns of the options and the parameters without a default. Known once loaded."""
         named = [name for name in self._required if name not in STANDARD]
         return tuple(dict.fromkeys([*self.options.required_columns, *named]))
 
@@ -240,11 +241,11 @@ class FunctionScorer(_CallableScorer):
         return {name: value for name, value in arguments.items() if name in self._parameters}
 
 
-def _place(options: FunctionOptions) -> Place:
+def _place(options: FunctionOptions) -> ExecutorKind:
     if options.place != "auto":
-        return Place(options.place)
+        return ExecutorKind(options.place)
     is_async = not options.factory and is_async_function(options.function, options.base_dir)
-    return Place.LOOP if is_async else Place.WORKER
+    return ExecutorKind.LOOP if is_async else ExecutorKind.WORKER
 
 
 def _not_loaded(*_: Any, **__: Any) -> Any:
@@ -256,7 +257,7 @@ async def _awaited(values: Awaitable[Any], log: _Log) -> Result:
 
 
 def _column(group: Group, name: str) -> list[Any]:
-    """G values, None where a completion has none: what a dataset gives for a row that lacks a column."""
+    """G values; None for a completion without the column, as a dataset gives it for such a row."""
     return [completion.columns.get(name, group.columns.get(name)) for completion in group.completions]
 
 

@@ -1,7 +1,7 @@
-"""Scorers that look at the text and nothing else: length, regex, match, keywords, repetition.
+"""Scorers that read the text only: length, regex, match, keywords, repetition.
 
-Owns five small rules. Each gives 1.0 or 0.0 (repetition: -1 to 0), so that `weight` alone says what it is worth; a
-negative weight turns a rule round.
+Owns five small rules. Each scores 1.0 or 0.0 (repetition: -1 to 0), so that `weight` alone says what a rule is worth. A
+negative weight inverts a rule.
 
 Legend: G completions of a group.
 """
@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_scores
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_scores
+from reward_server.scorers.columns import ColumnScorer
 from reward_server.types import Group
 
 Unit = Literal["chars", "words", "tokens"]
@@ -25,7 +26,7 @@ OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
 
 
 class _Heuristic(Scorer[OptionsT]):
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
 
     def score(self, group: Group) -> Result:
         return Result(to_scores(self.values(group), len(group)))
@@ -90,17 +91,17 @@ class RegexOptions(ScorerOptions):
     """Options of `regex`."""
 
     pattern: str = Field(description="A regular expression of Python's re.")
-    whole: bool = Field(False, description="The pattern must match the whole text, not a part of it.")
+    whole: bool = Field(False, description="Whether the pattern must match the whole text; else a part of it suffices.")
     flags: tuple[Flag, ...] = Field((), description="Any of ignorecase, multiline, dotall.")
 
     _pattern_compiles = field_validator("pattern")(_checked_pattern)
 
 
 class RegexScorer(_Heuristic[RegexOptions]):
-    """1.0 where the pattern matches, 0.0 elsewhere. In a worker, since a pattern can backtrack for ever."""
+    """1.0 where the pattern matches, 0.0 elsewhere. It runs in a worker, since a pattern can backtrack for ever."""
 
     Options = RegexOptions
-    place = Place.WORKER
+    place = ExecutorKind.WORKER
 
     def values(self, group: Group) -> list[float]:
         flags = re.RegexFlag(0)
@@ -121,29 +122,25 @@ class MatchOptions(ScorerOptions):
     compare: Literal["exact", "normalised", "contains"] = Field(
         "normalised",
         description="exact: character by character. normalised: without case, punctuation and extra white space. "
-        "contains: normalised, and other words may stand around it.",
+        "contains: normalised, and other words may stand before and after it.",
     )
     extract: str | None = Field(
         None,
-        description="A regular expression: what its last match (its first group, if it has groups) holds is compared "
-        "in place of the whole completion; no match scores 0.",
+        description="A regular expression. Its last match (the first group of it, if it has groups) is compared in "
+        "place of the whole completion; no match scores 0.",
     )
 
     _pattern_compiles = field_validator("extract")(_checked_pattern)
 
 
-class MatchScorer(_Heuristic[MatchOptions]):
+class MatchScorer(_Heuristic[MatchOptions], ColumnScorer[MatchOptions]):
     """1.0 where the completion matches the column, 0.0 elsewhere; not applicable where the column is null."""
 
     Options = MatchOptions
 
     def __init__(self, options: MatchOptions):
         super().__init__(options)
-        self.place = Place.LOOP if options.extract is None else Place.WORKER
-
-    @property
-    def required_columns(self) -> tuple[str, ...]:
-        return (self.options.column,)
+        self.place = ExecutorKind.LOOP if options.extract is None else ExecutorKind.WORKER
 
     def values(self, group: Group) -> list[float | None]:
         golds = self.column(group, self.options.column)
@@ -174,7 +171,7 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 
 
 def _normalised(text: str) -> str:
-    """Casefolded, without punctuation and extra white space; texts of punctuation alone are left as they are."""
+    """Casefolded, without punctuation and extra white space. A text of punctuation only is not changed."""
     words = text.casefold().translate(_PUNCTUATION).split()
     return " ".join(words) if words else text.strip()
 
@@ -223,12 +220,12 @@ class KeywordsScorer(_Heuristic[KeywordsOptions]):
 class RepetitionOptions(ScorerOptions):
     """Options of `repetition`."""
 
-    ngram: int = Field(3, ge=1, description="Length of the n-grams, in units.")
+    ngram: int = Field(3, ge=1, description="Length of the n-grams, counted in `unit`.")
     unit: Unit = Field("words", description="chars, words (split at white space) or tokens (the trainer sends them).")
 
 
 class RepetitionScorer(_Heuristic[RepetitionOptions]):
-    """Minus the share of n-grams that repeat another one: 0 for none, towards -1 for one n-gram over and over.
+    """Minus the share of n-grams that repeat another one: 0 if all differ, near -1 if one n-gram fills the text.
 
     unique / total - 1, as in "Demystifying Long Chain-of-Thought Reasoning in LLMs" (arXiv 2502.03373), appendix C.2.
     """

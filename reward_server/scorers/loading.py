@@ -1,7 +1,7 @@
 """From "module:attribute" or "path/to/file.py:attribute" to the object that it names.
 
-Owns the finding and importing of user code, the errors of both, and the digest of its source. Knows nothing of scorers
-or of what the object is good for.
+Owns finding and importing user code, the errors of both, and the digest of its source. Knows nothing of scorers, nor of
+what the object is used for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TARGET_FORMS = "module:attribute or path/to/file.py:attribute"
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """Module or file, and attribute. Raises ValueError for what has another form."""
+    """The module or file, and the attribute. Raises ValueError for a target of another form."""
     source, _, attribute = target.rpartition(":")
     if not source or not all(part.isidentifier() for part in attribute.split(".")):
         raise ValueError(f"{target!r} must have the form {TARGET_FORMS}")
@@ -46,7 +46,7 @@ def load_attribute(target: str, base_dir: Path) -> Any:
 
 
 def is_async_function(target: str, base_dir: Path) -> bool:
-    """Whether the attribute is an `async def` in the source of its module: read, not run, so nothing is imported."""
+    """Whether the attribute is an `async def` in its module's source. The source is read only: nothing is imported."""
     source, attribute = split_target(target)
     file = find_path(source, base_dir) if _is_file(source) else _file_of_module(source, base_dir)
     if file is None or not file.is_file():
@@ -73,10 +73,10 @@ def find_path(path: str, base_dir: Path) -> Path | None:
 
 
 def source_digest(*values: Any) -> str:
-    """Digest of the source files that define these functions, objects or classes; the same wherever the files lie.
+    """Digest of the source files that define these functions, objects or classes. It does not depend on their folders.
 
-    Raises ScorerLoadError where a module's file has changed since this process imported it: a module that is named
-    without its file is imported once, and what runs would not be what the digest says.
+    Raises ScorerLoadError if a module's file has changed since this process imported it. A module that is named without
+    its file is imported only once, so the digest would describe code that does not run.
     """
     modules = {module.__name__: module for value in values if (module := _defining_module(value)) is not None}
     contents = sorted({_source_as_imported(module) for module in modules.values()})
@@ -84,7 +84,7 @@ def source_digest(*values: Any) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question that a message ends in where a known name is close, with a comma before it; else nothing."""
+    """ ", did you mean …?" for the end of a message if a known name is close; else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
@@ -113,8 +113,8 @@ def _import_file(source: str, base_dir: Path, target: str) -> ModuleType:
     path = find_path(source, base_dir)
     if path is None or not path.is_file():
         raise ScorerLoadError(f"{target}: there is no file {source!r} in {_folders(base_dir)}")
-    # One module a file, however many scorers name it; the digest tells apart files of one name, and what a file holds
-    # when a configuration is loaded anew from what it held before.
+    # One module for each file, however many scorers name it. The digest distinguishes files of the same name, and the
+    # content of a file when a configuration is reloaded from its content before.
     content = path.read_bytes()
     name = f"reward_file_{path.stem}_{hashlib.sha256(str(path).encode() + content).hexdigest()[:8]}"
     if name in sys.modules:
@@ -196,7 +196,7 @@ def _defining_module(value: Any) -> ModuleType | None:
     return module if getattr(module, "__file__", None) else None
 
 
-# By module: what its file held when this process first asked.
+# The content of each module's file when this process first read it.
 _as_imported: dict[str, bytes] = {}
 
 

@@ -1,7 +1,7 @@
-"""What comparing an answer may cost: bounds by its form, known before any algebra, and by processor time.
+"""What comparing an answer may cost: limits on its form, checked before any algebra, and on processor time.
 
-Owns when an expression is too large to be worked out, and the clock that ends what slips through. Knows nothing of
-where answers come from or how they are compared.
+Owns which expressions are too large to be worked out, and the clock that stops the others. Knows nothing of where
+answers come from or how they are compared.
 
     is_affordable(value)               False for 9^{9^9}, (x+1)^{1000}, sums and integrals
     with cpu_limit(seconds): …         raises OutOfTimeError
@@ -24,16 +24,15 @@ _REPEAT_S = 0.5
 
 
 class OutOfTimeError(BaseException):
-    """The limit is reached. No Exception, since sympy and math-verify carry on after any of those."""
+    """The limit is reached. Not a subclass of Exception, since sympy and math-verify catch those and go on."""
 
 
 @contextlib.contextmanager
 def cpu_limit(seconds: float) -> Iterator[None]:
     """Raises OutOfTimeError in the block once it has used `seconds` of this process's processor time.
 
-    That clock stands still while others have the processor, so a busy machine fails nobody. What spends long inside one
-    call of C code is not interrupted, and without a main thread to signal there is no limit: then the service's own
-    time limit ends the process.
+    That clock stands still while other processes run, so a busy machine causes no time-outs. A long call of C code is
+    not interrupted, and outside the main thread there is no limit: then the service's own time limit ends the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -55,7 +54,7 @@ def cpu_limit(seconds: float) -> Iterator[None]:
 
 
 def is_affordable(value: Any) -> bool:
-    """Whether comparing this sympy object takes no age."""
+    """Whether this sympy object can be compared in a short time."""
     import sympy  # type: ignore[import-untyped]  # noqa: PLC0415 - only where it runs
 
     laborious = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative)
@@ -70,7 +69,7 @@ def is_affordable(value: Any) -> bool:
 
 
 def _bits(value: Any) -> float:
-    """An upper bound of log2 of every number that working out a sympy expression comes by, without doing so."""
+    """An upper bound of log2 of every number in working out a sympy expression, without working it out."""
     import sympy  # noqa: PLC0415 - only where it runs
     from sympy.functions.combinatorial.factorials import (  # type: ignore[import-untyped]  # noqa: PLC0415
         CombinatorialFunction,
@@ -91,7 +90,7 @@ def _bits(value: Any) -> float:
 
 
 def _terms(value: Any) -> float:
-    """An upper bound of how many terms an expression has when it is multiplied out. What is rational is one."""
+    """An upper bound of the number of terms of the expanded expression. A rational part counts as one term."""
     import sympy  # noqa: PLC0415 - only where it runs
 
     if not value.args or (not _hard_parts(value) and all(leaf.is_Rational for leaf in value.atoms())):
@@ -111,7 +110,7 @@ def _terms(value: Any) -> float:
 
 
 def _hard_parts(value: Any) -> int:
-    """How many functions and roots an expression has."""
+    """The number of functions and roots in an expression."""
     import sympy  # noqa: PLC0415 - only where it runs
 
     def is_hard(part: Any) -> bool:

@@ -1,7 +1,7 @@
-"""The one door by which a scorer's kind enters: built-in names, entry points, "module:attribute".
+"""The registry of scorer types: built-in names, entry points, and "module:attribute".
 
-Owns the lookup from `type` to class, from a mapping to options and from options to a built scorer. Knows no scorer but
-by name: a built-in kind is imported when it is asked for, so a server without classifiers never loads torch.
+Owns the lookup from `type` to a class, from a mapping to options, and from options to a scorer. Knows scorers by name
+only: a built-in type is imported when it is first used, so a server without classifiers never loads torch.
 
     options = parse_options({"type": "math", "name": "correct"}, where="scorers[0]")
     scorer = build(options)      # cheap
@@ -29,6 +29,7 @@ BUILT_IN = {
     "function": "reward_server.scorers.functions:FunctionScorer",
     "group_function": "reward_server.scorers.functions:GroupFunctionScorer",
     "classifier": "reward_server.scorers.classifier:ClassifierScorer",
+    "token_probability": "reward_server.scorers.token_probability:TokenProbabilityScorer",
     "endpoint": "reward_server.scorers.endpoint:EndpointScorer",
     "judge": "reward_server.scorers.judge:JudgeScorer",
     "math": "reward_server.scorers.math:MathScorer",
@@ -51,8 +52,8 @@ def known_types() -> list[str]:
 def scorer_class(type_name: str, base_dir: Path | None = None) -> type[Scorer]:
     """The class of a kind.
 
-    Raises ConfigError for a name that nobody offers or an object that is no Scorer, ScorerLoadError (with the
-    traceback) for one that does not import. Built-in names cannot be taken by an entry point.
+    Raises ConfigError for an unknown name or an object that is no Scorer, and ScorerLoadError (with the traceback) for
+    one whose import fails. An entry point cannot replace a built-in name.
     """
     if type_name in BUILT_IN:
         module, _, attribute = BUILT_IN[type_name].partition(":")
@@ -72,8 +73,8 @@ def scorer_class(type_name: str, base_dir: Path | None = None) -> type[Scorer]:
 def parse_options(mapping: Any, where: str = "scorers[0]", base_dir: Path | str | None = None) -> ScorerOptions:
     """The options of one scorer, validated, from what its configuration says.
 
-    `where` begins every message. `base_dir` is the configuration file's folder. The options can be pickled, into a
-    process that has not imported their class as well, and written as JSON. Raises ConfigError.
+    `where` begins every message. `base_dir` is the configuration file's folder. The options can be pickled, also for a
+    process that has not imported their class, and written as JSON. Raises ConfigError.
     """
     folder = Path(base_dir or "").resolve()
     if not isinstance(mapping, Mapping):
@@ -99,7 +100,7 @@ def build(options: ScorerOptions) -> Scorer:
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """What pydantic found wrong, a line a field: the field's path, the value and the way out."""
+    """What pydantic found wrong, one line for each field: its path, its value and the way out."""
     return "\n".join(_explain(dict(detail), model, where) for detail in error.errors(include_url=False))
 
 
@@ -126,7 +127,7 @@ def _help(model: type[BaseModel], detail: Mapping[str, Any]) -> str:
 
 
 def _pickled(options: ScorerOptions) -> tuple[Any, ...]:
-    """As the mapping that they were parsed from: a class that came from a file has no module to be imported by."""
+    """As the mapping that they were parsed from: a class from a file cannot be imported by its module's name."""
     return parse_options, (options.model_dump(exclude_unset=True), f"scorer {options.name!r}", str(options.base_dir))
 
 

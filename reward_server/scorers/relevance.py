@@ -1,19 +1,17 @@
 """The scorer `relevance`: how near a completion is in meaning to its prompt, or to a reference text in a column.
 
-Owns the embedding model (sentence-transformers), what is compared and what becomes of a text that is too long. Knows
-nothing of queues: it gets a group at a time, and embeds each text of it once, in batches of like lengths.
+Owns the embedding model (sentence-transformers), which texts are compared, and what becomes of a text that is too long.
+Knows nothing of queues: it gets one group at a time, and embeds each of its texts once, in batches of similar lengths.
 
-The score is the similarity of two embeddings: by default their cosine, from -1 to 1; of a real model's it seldom leaves
-0 to 1, and unrelated texts are near 0. A policy that learns from nothing but nearness to its prompt learns to repeat
-the prompt: give it a weight beside other scorers.
+The score is the similarity of two embeddings: by default their cosine, from -1 to 1. With real models it is mostly
+between 0 and 1, and near 0 for unrelated texts. A policy that is rewarded for similarity to its prompt alone learns to
+repeat the prompt, so use this scorer beside others.
 
 Legend: G completions of a group, U different texts, D numbers of an embedding.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +20,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from reward_server.errors import ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, text_of, to_score
-from reward_server.scorers.loading import find_path, user_traceback
+from reward_server.scorers.base import ExecutorKind, Result, ScorerOptions, text_of, to_score
+from reward_server.scorers.columns import ColumnScorer
+from reward_server.scorers.loading import user_traceback
+from reward_server.scorers.model_loading import first_line, folder_digest, source_of
 from reward_server.types import Content, Group, Score, Status
-
-_SAMPLE_BYTES = 1 << 20
 
 
 class RelevanceOptions(ScorerOptions):
@@ -36,19 +34,21 @@ class RelevanceOptions(ScorerOptions):
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     column: str | None = Field(
         None,
-        description="Column with the reference text; of a list the nearest counts; null is not applicable. Unset, the "
-        "reference is the prompt: of messages the last that is the user's.",
+        description="Column with the reference text, or a list of them of which the most similar counts; null is not "
+        "applicable. Unset, the reference is the prompt; of messages, the user's last one.",
     )
-    similarity: Literal["cosine", "dot"] = Field("cosine", description="cosine, or the dot product as it is.")
-    completion_prefix: str = Field("", description="Put before each completion, for models that are trained with one.")
-    reference_prefix: str = Field("", description="Put before each reference, such as 'query: '.")
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="cosine, or the dot product.")
+    completion_prefix: str = Field(
+        "", description="Text before each completion, for models that were trained with such a prefix."
+    )
+    reference_prefix: str = Field("", description="Text before each reference, such as 'query: '.")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto (a GPU if there is one), cpu, cuda, cuda:0…"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the weights; auto is the checkpoint's."
     )
-    batch_size: int = Field(32, ge=1, description="Texts of one forward pass, out of one group.")
+    batch_size: int = Field(32, ge=1, description="Most texts of one forward pass; all of one group.")
     max_length: int | None = Field(
         None, ge=3, description="Most tokens of a text, the model's own marks included; the model's setting if unset."
     )
@@ -59,33 +59,23 @@ class RelevanceOptions(ScorerOptions):
     )
 
 
-class RelevanceScorer(Scorer[RelevanceOptions]):
-    """The similarity of each completion to its reference, the same whatever else is in the group (to 1e-5 in float32,
-    to the precision of `dtype` else)."""
+class RelevanceScorer(ColumnScorer[RelevanceOptions]):
+    """The similarity of each completion to its reference. It does not depend on the rest of the group (to 1e-5 in
+    float32, else to the precision of `dtype`). Its version names model, weights, precision, truncation and library."""
 
     Options = RelevanceOptions
-    place = Place.THREAD
+    place = ExecutorKind.THREAD
 
     def __init__(self, options: RelevanceOptions):
         super().__init__(options)
         self._model: Any = None
-        self._version = ""
-
-    @property
-    def version(self) -> str:
-        """Model, weights, precision, what is cut off, and sentence-transformers. Known once loaded."""
-        return self._version
-
-    @property
-    def required_columns(self) -> tuple[str, ...]:
-        return (self.options.column,) if self.options.column is not None else ()
 
     @property
     def concurrency(self) -> int:
         return 1
 
     def load(self) -> None:
-        source = _source(self.options)
+        source = source_of(self.options.model, self.options.base_dir)
         self._model = _load(source, self.options)
         if self.options.max_length is not None:
             _check_positions(self._model, self.options)
@@ -129,7 +119,7 @@ class RelevanceScorer(Scorer[RelevanceOptions]):
         return self._model.max_seq_length is not None and length > self._model.max_seq_length
 
     def _without_model(self, text: str, references: Sequence[str], lengths: Mapping[str, int]) -> Score | None:
-        """The score of what the model is not asked for."""
+        """The score of a completion that needs no model; None if it needs the model."""
         if not references:
             return Score(Status.NOT_APPLICABLE)
         if self.options.truncate == "error":
@@ -143,7 +133,7 @@ class RelevanceScorer(Scorer[RelevanceOptions]):
         return None
 
     def _similarities(self, pairs: Sequence[tuple[str, Sequence[str]]]) -> list[float]:
-        """One a pair: the similarity to the nearest of its references."""
+        """For each pair, the similarity of the text to the most similar of its references."""
         rows = {text: None for text, references in pairs for text in (text, *references)}
         if not rows:
             return []
@@ -172,16 +162,6 @@ def _last_question(prompt: Content) -> str:
 # -------------------------------------------------------------------------------------------------------------- loading
 
 
-def _source(options: RelevanceOptions) -> str:
-    """The folder if there is one, else the name on the hub."""
-    folder = find_path(options.model, options.base_dir)
-    if folder is not None:
-        return str(folder)
-    if options.model.startswith((".", "/", "~")) or options.model.count("/") > 1:
-        raise ScorerLoadError(f"model {options.model!r}: there is no such folder; give a folder or a name on the hub")
-    return options.model
-
-
 def _load(source: str, options: RelevanceOptions) -> Any:
     try:
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - only where it runs
@@ -196,8 +176,7 @@ def _load(source: str, options: RelevanceOptions) -> Any:
             source, device=device, revision=options.revision, model_kwargs={"dtype": options.dtype}
         )
     except (OSError, ValueError, AssertionError) as error:  # names, files, configurations and devices it cannot use
-        reason = str(error).strip().partition("\n")[0]
-        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {reason}") from error
+        raise ScorerLoadError(f"model {options.model!r} cannot be loaded: {first_line(error)}") from error
     except Exception as error:
         raise ScorerLoadError(f"model {options.model!r}: loading it raised\n{user_traceback(error)}") from error
     return model.eval()
@@ -218,19 +197,11 @@ def _version_of(model: Any, source: str, options: RelevanceOptions) -> str:
     folder = Path(source)
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     commit = getattr(config, "_commit_hash", None) or options.revision or "main"
-    weights = _folder_digest(folder) if folder.is_dir() else commit
+    weights = folder_digest(_files(folder), folder) if folder.is_dir() else commit
     cut = f"{model.max_seq_length}{options.truncate}"
     name, library = folder.name, f"sentence-transformers-{sentence_transformers.__version__}"
     return f"{name}@{weights[:12]}/{model.dtype}/{cut}/{library}".replace("torch.", "")
 
 
-def _folder_digest(folder: Path) -> str:
-    """Of each file's place, size, first and last MiB: training moves all of the weights'."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"):
-        with file.open("rb") as stream:
-            size = file.stat().st_size
-            digest.update(json.dumps([str(file.relative_to(folder)), size]).encode() + stream.read(_SAMPLE_BYTES))
-            stream.seek(max(0, size - _SAMPLE_BYTES))
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"]

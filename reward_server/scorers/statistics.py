@@ -1,4 +1,4 @@
-"""Mean and spread of a stream of scores: added to one by one, merged, kept in a file that several processes add to.
+"""Mean and standard deviation of a stream of scores: merged, and kept in a file that several processes add to.
 
 Owns the arithmetic (Welford's, and Chan, Golub and LeVeque's for merging, 1979) and the file. Knows nothing of scorers.
 """
@@ -17,7 +17,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """How many values there were, their mean, and the sum of the squares of what they differ from it by."""
+    """The number of values, their mean, and the sum of the squared differences from the mean."""
 
     count: int = 0
     mean: float = 0.0
@@ -25,7 +25,7 @@ class Statistics:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """Those of these values."""
+        """The statistics of these values."""
         values = list(values)
         if not values:
             return cls()
@@ -38,7 +38,7 @@ class Statistics:
         return math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
 
     def merged(self, other: Self) -> Self:
-        """Those of both streams."""
+        """The statistics of both streams together."""
         count = self.count + other.count
         if not self.count or not other.count:
             return other if other.count else self
@@ -52,7 +52,7 @@ class Statistics:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Those in a file. Raises OSError, or ValueError that says what is wrong with it."""
+    """The statistics in a file. Raises OSError, or ValueError that says what is wrong with the file."""
     held = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(held, dict) or set(held) != {"count", "mean", "squares"}:
         raise ValueError(f"it must hold count, mean and squares, not {held!r:.80}")
@@ -63,7 +63,7 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def add_to_file(path: Path, more: Statistics) -> None:
-    """Adds to what a file holds, if it is there. Others may do so at once; who reads it sees all or nothing."""
+    """Adds to the statistics in a file, or makes the file. Several processes may do so; a reader sees whole states."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

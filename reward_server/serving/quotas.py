@@ -1,11 +1,11 @@
-"""How much each named token may ask for in a minute, and when to come back beyond it.
+"""Quotas: how much each named token may ask for in a minute, and when to return beyond that.
 
-Owns the buckets. Knows nothing of tokens themselves: `security` tells the name of the one that a call brought.
+Owns the buckets. Knows nothing of tokens themselves: `security` tells the name of a call's token.
 
     quotas.take("alice", completions=8)         raises OverloadedError, with the time to wait
 
-A bucket holds a minute's worth and fills evenly, so that a step's groups may come in a burst. A group larger than a
-whole minute's worth goes when the bucket is full, and is paid back before the next.
+A bucket holds the quota of a minute and fills evenly, so that the groups of a step may come in a burst. A group that is
+larger than the quota of a whole minute is taken when the bucket is full, and the next one waits until it is paid back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Quotas:
         }
 
     def take(self, name: str, completions: int) -> None:
-        """Counts a group against the token's quota. Raises OverloadedError, and then it does not count."""
+        """Counts a group against the token's quota. Raises OverloadedError, and then does not count it."""
         wanted = [
             (what, bucket, completions if what == "completions" else 1) for what, bucket in self._buckets.get(name, ())
         ]
@@ -55,7 +55,7 @@ class _Bucket:
         self.per_minute = per_minute
         self._clock = clock
         self._level = per_minute
-        self._promised = 0.0  # to those who were told to come back, and have not yet had the time to
+        self._promised = 0.0  # to callers that were told to return and have not yet had the time to
         self._filled_at = clock()
 
     def has(self, amount: float) -> bool:
@@ -66,7 +66,7 @@ class _Bucket:
         self._level -= amount
 
     def wait_s(self, amount: float) -> float:
-        """Seconds until there is enough for this and for those who were sent away before; they come back in turn."""
+        """Seconds until there is enough for this call and for those that were refused before it."""
         amount = min(amount, self.per_minute)
         wait_s = (amount - self._level + self._promised) * 60.0 / self.per_minute
         self._promised = min(self._promised + amount, self.per_minute)

@@ -1,12 +1,12 @@
-"""A configuration that is loaded while another serves: beside it, tested on a sample, and switched to between groups.
+"""Replaces the configuration of a server that serves: the new one is loaded, tested on a sample, and switched to.
 
-Owns which scorers are the current ones and how long those before them live. Where a new configuration comes from and
-who asks for it is `server`'s; knows nothing of gRPC, signals or processes.
+Owns which scorers are current and how long their predecessors live. Knows nothing of gRPC, signals or processes, nor of
+where a new configuration comes from.
 
     current = CurrentScorers(scorers)
     with current.held() as scorers: ...         one set for one group, whatever is switched to meanwhile
     new = await loaded_and_tested(config, sample)
-    current.switch(new)                         for every group from now on; the old set closes when its last is done
+    current.switch(new)                         for every new group; the old set closes when its last group is done
     await current.close()
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from reward_server.config import ServerConfig
 from reward_server.errors import ScorerLoadError
@@ -25,20 +25,20 @@ from reward_server.types import Group, ServerInfo
 
 log = logging.getLogger("reward_server")
 
-# A large model takes minutes to load; what takes longer hangs, and would hold up every reload after it.
+# A large model takes minutes to load. A load that takes longer hangs, and would block every later reload.
 _LOAD_TIMEOUT_S = 900.0
 
-# What a reload takes over. The rest belongs to the sockets and to processes that a switch between groups leaves alone.
+# The fields that a reload takes over. The others belong to the sockets and processes, which a switch does not touch.
 _RELOADED = frozenset({"scorers", "workers", "worker_memory_bytes", "cache", "limits", "drain_grace_s"})
 
 
 class CurrentScorers:
-    """The set that scores new groups, and those before it that still have groups in flight."""
+    """The set of scorers for new groups, and the earlier sets that still have groups in flight."""
 
     def __init__(self, scorers: ScorerSet):
         self._current = _Held(scorers)
         self.example: Group | None = None
-        """The last group that was scored without a failure: what the next configuration has to score too."""
+        """The last group that was scored without a failure. The next configuration is tested on it."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
@@ -49,14 +49,12 @@ class CurrentScorers:
     def info(self) -> ServerInfo:
         return self.scorers.info
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[ScorerSet]:
-        """The current set, which stays open while the block lasts."""
-        with self._current.held() as scorers:
-            yield scorers
+    def held(self) -> _Held:
+        """A block in which the current set stays open, whatever is switched to meanwhile."""
+        return self._current
 
     def switch(self, scorers: ScorerSet) -> None:
-        """Has every group that comes from now on scored by a loaded set."""
+        """Scores every new group with a set that is loaded."""
         old, self._current = self._current, _Held(scorers)
         log.info("configuration %s serves, in place of %s", _short(scorers), _short(old.scorers))
         task = asyncio.create_task(old.close_when_done())
@@ -64,7 +62,7 @@ class CurrentScorers:
         task.add_done_callback(self._retiring.discard)
 
     async def close(self) -> None:
-        """Closes all sets, those with groups in flight too."""
+        """Closes all sets, including those that still have groups in flight."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -72,7 +70,7 @@ class CurrentScorers:
 
 
 class _Held:
-    """A set, and how many groups it is scoring."""
+    """A set and the number of groups that it is scoring, each of which is a `with` block."""
 
     def __init__(self, scorers: ScorerSet):
         self.scorers = scorers
@@ -80,30 +78,31 @@ class _Held:
         self._done = asyncio.Event()
         self._done.set()
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[ScorerSet]:
+    def __enter__(self) -> ScorerSet:
         self._groups += 1
         self._done.clear()
-        try:
-            yield self.scorers
-        finally:
-            self._groups -= 1
-            if not self._groups:
-                self._done.set()
+        return self.scorers
+
+    def __exit__(self, *_: object) -> None:
+        self._groups -= 1
+        if not self._groups:
+            self._done.set()
 
     async def close_when_done(self) -> None:
         try:
             await self._done.wait()
-        finally:  # at once where the server ends
+        finally:  # when the server ends, this is cancelled and closes them at once
             await self.scorers.close()
-        log.info("the last group of configuration %s is done: its scorers are closed", _short(self.scorers))
+        log.info("the last group of configuration %s is done, and its scorers are closed", _short(self.scorers))
 
 
 async def loaded_and_tested(config: ServerConfig, sample: Group | None, example: Group | None = None) -> ScorerSet:
-    """The scorers of a configuration, loaded and able to score the sample. With none given, each has to score one of
-    a group that was scored before, if there is an `example`, and the made-up ones.
+    """Loads the scorers of a configuration, and tests that they score the sample.
 
-    Raises ConfigError or ScorerLoadError; then everything that was begun has ended.
+    Without a sample, each scorer has to score one of several groups: the `example`, which is a group that was scored
+    before, and two made-up groups.
+
+    Raises ConfigError or ScorerLoadError; then everything that was started has ended.
     """
     scorers = ScorerSet(config)
     try:
@@ -113,9 +112,9 @@ async def loaded_and_tested(config: ServerConfig, sample: Group | None, example:
         raise ScorerLoadError(f"the scorers were not loaded within {_LOAD_TIMEOUT_S:g} s") from error
     try:
         known = [example] if example is not None else []
-        samples = [sample] if sample is not None else [*known, *made_up(scorers.info.scorers)]
+        samples = [sample] if sample is not None else [*known, *made_up(scorers.info.scorers, scorers.scorers)]
         if failures := await failures_on(scorers, samples):
-            hint = "" if sample else "; if that is the samples' fault, start the server with --sample FILE"
+            hint = "" if sample else "; if these samples do not fit your scorers, start the server with --sample FILE"
             raise ScorerLoadError("\n  ".join([f"a sample was scored, and failed{hint}:", *failures]))
     except BaseException:
         await scorers.close()
@@ -123,17 +122,17 @@ async def loaded_and_tested(config: ServerConfig, sample: Group | None, example:
     return scorers
 
 
-def warn_of_what_waits(old: ServerConfig, new: ServerConfig) -> None:
-    """Logs the fields in which two configurations differ and that a reload does not take over."""
+def warn_of_ignored_changes(old: ServerConfig, new: ServerConfig) -> None:
+    """Warns of fields in which two configurations differ but which a reload does not change."""
     fields = [name for name in ServerConfig.model_fields if name not in _RELOADED]
     if waiting := [name for name in fields if getattr(old, name) != getattr(new, name)]:
-        log.warning("%s: what is new there takes effect when the server is started again", ", ".join(waiting))
+        log.warning("%s: the changes take effect when the server is started again", ", ".join(waiting))
 
 
-class Requests:
-    """Asks to reload, which signals may make at any time, answered one after another.
+class ReloadRequests:
+    """Requests to reload, which may come at any time and are answered one after another.
 
-    However many come during one, one more follows it: what they were about is in the file by then.
+    All requests that come during a reload are answered by one more reload, which reads the file as it is by then.
     """
 
     def __init__(self, reload: Callable[[], Awaitable[None]]):
@@ -145,7 +144,7 @@ class Requests:
 
     @contextlib.asynccontextmanager
     async def answered(self) -> AsyncIterator[None]:
-        """Answers what is asked, what was asked before included, while the block lasts."""
+        """Answers requests while the block lasts, including those that were made before."""
         task = asyncio.create_task(self._answer())
         try:
             yield
@@ -160,7 +159,7 @@ class Requests:
             try:
                 await self._reload()
             except Exception:
-                log.exception("reloading failed, and what served before serves on")
+                log.exception("reloading failed; the configuration of before serves on")
 
 
 def _short(scorers: ScorerSet) -> str:

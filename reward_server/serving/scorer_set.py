@@ -1,77 +1,73 @@
-"""The loaded scorers of one configuration, and what they say of a group.
+"""The loaded scorers of one configuration: chooses those that a group asks for, and joins their answers.
 
-Owns admission, which scorers run, their running beside one another, and what becomes of a group whose scorer failed:
-the completions are tried one by one, so that a bad one costs its own score only. Knows nothing of gRPC or processes.
+Owns admission, the choice of scorers and running them side by side. What happens to a group on its way through one
+scorer is the business of that scorer's executors (`served_scorer`). Knows nothing of gRPC or processes.
 
     scorers = ScorerSet(config)
     await scorers.load()
+    scorers.observe(metrics)                optional
     scorers.admit(group)                    raises InvalidGroupError
     scores = await scorers.score(group)
     await scorers.close()
 
-Legend: G completions of a group, S scorers.
+Legend: S scorers.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 
 from reward_server import __version__
 from reward_server.cache.cache import Cache
-from reward_server.cache.store import Store
+from reward_server.cache.disk_store import DiskStore
 from reward_server.config import ServerConfig, digest_of
 from reward_server.errors import GroupTooLargeError, InvalidGroupError
-from reward_server.execution.batch_executor import BatchPlace
+from reward_server.execution.batch_executor import BatchExecutor
 from reward_server.execution.batcher import Batcher
-from reward_server.execution.composite_executor import CompositePlace
-from reward_server.execution.executors import LoopPlace, Running, ThreadPlace, WorkerPlace
-from reward_server.execution.quarantine import Quarantine
-from reward_server.execution.results import Card, NoResultError, Timed, joined
+from reward_server.execution.composite_executor import CompositeExecutor
 from reward_server.execution.tasks import all_of
 from reward_server.execution.worker_pool import WorkerPool
-from reward_server.observability import tracing
 from reward_server.observability.metrics import Metrics, Source
-from reward_server.scorers.base import Place, Result, Scorer, failed
-from reward_server.scorers.batched import BatchedScorer
+from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
-from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo, Status
+from reward_server.serving.served_scorer import ServedScorer, executor_for
+from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
 
 log = logging.getLogger("reward_server")
 
-_NOT_TRIED = NoResultError(Status.FAILED, "")
-
 
 class ScorerSet:
-    """S scorers, each in its place."""
+    """S scorers, each with its executors."""
 
     def __init__(self, config: ServerConfig, keep: bool = True):
-        """With `keep` false nothing is left behind and nothing found: no cache, and no composite gathers."""
+        """With `keep` false nothing outlives a group: there is no cache, and composites do not save statistics."""
         self._config = config
         self._keep = keep
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
-        in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is Place.WORKER]
+        in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is ExecutorKind.WORKER]
         self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
         self.cache = _cache(config) if keep else None
         """None if it is off."""
-        self._served: list[_Served] = []
-        """Parts of composites too, those before their composite."""
-        self._by_name: dict[str, _Served] = {}
+        self._loaded: list[ServedScorer] = []
+        """Parts of composites too, before their composite."""
+        self._served: tuple[ServedScorer, ...] = ()
+        """The S scorers, in the order of the configuration."""
+        self._counters: Sequence[Source] = ()
         self._info: ServerInfo | None = None
 
     @property
     def info(self) -> ServerInfo:
-        """What the server is. Known once loaded."""
+        """The description of the server for its callers. Available once the scorers are loaded."""
         assert self._info is not None, "load() comes first"
         return self._info
 
     @property
     def scorers(self) -> Sequence[Scorer]:
-        """In the order of the configuration, loaded or not."""
+        """The scorers in the order of the configuration, loaded or not."""
         return self._scorers
 
     @property
@@ -80,9 +76,9 @@ class ScorerSet:
 
     @property
     def batchers(self) -> dict[str, Batcher]:
-        """Those of the scorers that batch, a composite's parts too, by the scorer's name; for their counters."""
-        served = [(served.info.name, served.place) for served in self._served]
-        return {name: place.batcher for name, place in served if isinstance(place, BatchPlace)}
+        """The batchers of the scorers that batch, parts of composites included, by the scorer's name."""
+        executors = {served.info.name: served.executor for served in self._loaded}
+        return {name: executor.batcher for name, executor in executors.items() if isinstance(executor, BatchExecutor)}
 
     async def load(self) -> None:
         """Loads every scorer where it will run. Raises ScorerLoadError, with the user's traceback, or ConfigError."""
@@ -91,12 +87,14 @@ class ScorerSet:
                 await self.cache.open()
             if self._pool:
                 await self._pool.start()
-            for scorer in self._scorers:
-                self._by_name[scorer.name] = await self._serve(scorer)
+            self._served = tuple([await self._serve(scorer) for scorer in self._scorers])
         except BaseException:
             await self.close()
             raise
-        infos = tuple(served.info for served in self._by_name.values())
+        batches = [("batch", name, batcher.stats) for name, batcher in self.batchers.items()]
+        lookups = self.cache.counts.items() if self.cache else ()
+        self._counters = (*batches, *(("cache", name, counts) for name, counts in lookups))
+        infos = tuple(served.info for served in self._served)
         digest = digest_of(self._config.scorers, [info.version for info in infos])
         self._info = ServerInfo(WIRE_VERSION, __version__, digest, infos, self._limits)
 
@@ -104,16 +102,25 @@ class ScorerSet:
         """Ends the workers and frees what the scorers hold."""
         if self.cache:
             await self.cache.close()
-        for served in self._served:
+        for served in self._loaded:
             try:
-                await served.place.close()
+                await served.executor.close()
             except Exception:
                 log.exception("closing scorer %r raised", served.info.name)
         if self._pool:
             await self._pool.close()
 
+    def observe(self, metrics: Metrics) -> None:
+        """Counts and traces what every scorer does from now on. Call it once, after `load`."""
+        for served in self._served:
+            served.observe(metrics)
+
+    def counters(self) -> Sequence[Source]:
+        """The plain counters of batchers and of the cache. Empty before `load`."""
+        return self._counters
+
     def admit(self, group: Group) -> None:
-        """Raises InvalidGroupError for what cannot be scored here: too large, unknown scorer, missing column."""
+        """Raises InvalidGroupError if the group cannot be scored: too large, unknown scorer, missing column."""
         if len(group) > self._limits.max_completions:
             raise GroupTooLargeError(
                 f"group {group.group_id!r} has {len(group)} completions and this server takes "
@@ -122,63 +129,46 @@ class ScorerSet:
         for served in self._chosen(group):
             for column in served.info.required_columns:
                 if column not in group.columns:
-                    served.scorer.column(group, column)  # raises unless each completion has its own
+                    served.scorer.column(group, column)  # raises unless every completion has its own value
 
-    def counters(self) -> Iterator[Source]:
-        """Who counts what in plain attributes: its batchers and its cache, if it has some."""
-        for name, batcher in self.batchers.items():
-            yield "batch", name, batcher.stats
-        for name, counts in (self.cache.counts if self.cache else {}).items():
-            yield "cache", name, counts
-
-    async def score(self, group: Group, metrics: Metrics | None = None) -> GroupScores:
-        """What the chosen scorers say of the group, side by side. A failure is a status, never an exception.
+    async def score(self, group: Group) -> GroupScores:
+        """The scores of the chosen scorers, which run side by side. A failure is a status, never an exception.
 
         Raises InvalidGroupError where a scorer finds that the group itself is at fault.
         """
         chosen = self._chosen(group)
         if len(chosen) == 1:
-            answers = [await _ask(chosen[0], group, metrics)]
+            answers = [await chosen[0].run(group)]
         else:
-            answers = await all_of(*(_ask(served, group, metrics) for served in chosen))
+            answers = await all_of(*[served.run(group) for served in chosen])
         return GroupScores(
             group.group_id,
-            tuple([served.scores(timed.result) for served, timed in zip(chosen, answers, strict=True)]),
+            tuple([served.scores(timed) for served, timed in zip(chosen, answers, strict=True)]),
             self.info.config_digest,
             max([timed.queued_s for timed in answers]),
             max([timed.compute_s for timed in answers]),
         )
 
-    def _chosen(self, group: Group) -> list[_Served]:
+    def _chosen(self, group: Group) -> Sequence[ServedScorer]:
         if not group.scorers:
-            return list(self._by_name.values())
+            return self._served
+        known = [served.info.name for served in self._served]
         for name in group.scorers:
-            if name not in self._by_name:
+            if name not in known:
                 raise InvalidGroupError(
-                    f"there is no scorer {name!r} on this server{did_you_mean(name, self._by_name)}; "
-                    f"it has {', '.join(self._by_name)}"
+                    f"there is no scorer {name!r} on this server{did_you_mean(name, known)}; it has {', '.join(known)}"
                 )
-        return [served for name, served in self._by_name.items() if name in group.scorers]
+        return [served for served in self._served if served.info.name in group.scorers]
 
-    async def _serve(self, scorer: Scorer) -> _Served:
-        if isinstance(scorer, CompositeScorer):  # its parts are cached, and it costs nothing beyond them
-            place: Running = CompositePlace(scorer, [await self._serve(part) for part in scorer.parts], self._keep)
-            served = _Served(scorer, await place.load(), place, None)
+    async def _serve(self, scorer: Scorer) -> ServedScorer:
+        if isinstance(scorer, CompositeScorer):  # its parts are cached, and it takes no time beyond them
+            composite = CompositeExecutor(scorer, [await self._serve(part) for part in scorer.parts], self._keep)
+            served = ServedScorer(scorer, composite, await composite.load(), cache=None)
         else:
-            place = self._place(scorer)
-            served = _Served(scorer, await place.load(), place, self.cache)
-        self._served.append(served)
+            own = executor_for(scorer, self._pool)
+            served = ServedScorer(scorer, own, await own.load(), self.cache)
+        self._loaded.append(served)
         return served
-
-    def _place(self, scorer: Scorer) -> Running:
-        if scorer.place is Place.LOOP:
-            return LoopPlace(scorer)
-        if scorer.place is Place.THREAD:
-            return ThreadPlace(scorer)
-        if isinstance(scorer, BatchedScorer):
-            return BatchPlace(scorer)
-        assert self._pool is not None
-        return WorkerPlace(scorer, self._pool)
 
 
 def _with_parts(scorers: Sequence[Scorer]) -> Iterator[Scorer]:
@@ -191,88 +181,5 @@ def _with_parts(scorers: Sequence[Scorer]) -> Iterator[Scorer]:
 def _cache(config: ServerConfig) -> Cache | None:
     if config.cache is None:
         return None
-    store = Store(config.cache.path, config.cache.max_disk_bytes) if config.cache.path else None
+    store = DiskStore(config.cache.path, config.cache.max_disk_bytes) if config.cache.path else None
     return Cache(config.cache.max_bytes, store)
-
-
-class _Served:
-    """One scorer in its place, with what a group is worth that it fails on."""
-
-    def __init__(self, scorer: Scorer, card: Card, place: Running, cache: Cache | None):
-        self.scorer = scorer
-        self.place = place
-        self._quarantine = Quarantine()
-        self._cached = cache.of(scorer, card) if cache and card.deterministic else None
-        self.info = ScorerInfo(
-            scorer.name,
-            scorer.options.type,
-            card.version,
-            scorer.options.weight,
-            card.deterministic,
-            card.group_aware,
-            card.required_columns,
-        )
-
-    def scores(self, result: Result) -> ScorerScores:
-        info = self.info
-        return ScorerScores(info.name, info.version, info.weight, result.scores, result.metrics, result.extra)
-
-    async def score(self, group: Group) -> Timed:
-        if self._cached is not None:
-            return await self._cached.score(group, self._score)
-        return await self._score(group)
-
-    async def _score(self, group: Group) -> Timed:
-        if not self.info.group_aware and len(group) > 1 and self._quarantine.holds(group, whole=False):
-            return await self._score_one_by_one(group, _NOT_TRIED)
-        try:
-            return await self._run(group)
-        except NoResultError as failure:
-            self._log(failure, group)
-            if self.info.group_aware or not failure.retry_alone or len(group) == 1:
-                return Timed(Result(failed(len(group), failure.status, failure.message)))
-            first = failure
-        return await self._score_one_by_one(group, first)
-
-    async def _score_one_by_one(self, group: Group, first: NoResultError) -> Timed:
-        alone = [dataclasses.replace(group, completions=(completion,)) for completion in group.completions]
-        answers = await all_of(*(self._score_alone(single, index, first) for index, single in enumerate(alone)))
-        return Timed(
-            joined([timed.result for timed in answers]),
-            max(timed.queued_s for timed in answers),
-            max(timed.compute_s for timed in answers),
-        )
-
-    async def _score_alone(self, group: Group, index: int, first: NoResultError) -> Timed:
-        try:
-            return await self._run(group)
-        except NoResultError as failure:
-            if failure.message != first.message:  # else the log has it, with its traceback
-                self._log(failure, group, f", completion {index} alone")
-            return Timed(Result(failed(1, failure.status, failure.message)))
-
-    async def _run(self, group: Group) -> Timed:
-        whole = self.info.group_aware
-        self._quarantine.refuse(group, whole)
-        try:
-            timed = await self.place.run(group)
-        except NoResultError as failure:
-            self._quarantine.note(group, whole, failure)
-            raise
-        self._quarantine.note(group, whole, None)
-        return timed
-
-    def _log(self, failure: NoResultError, group: Group, which: str = "") -> None:
-        what = f"scorer {self.info.name!r}, group {group.group_id!r}{which}: {failure.status.name}"
-        log.warning("%s: %s%s", what, failure.message, f"\n{failure.details.rstrip()}" if failure.details else "")
-
-
-async def _ask(served: _Served, group: Group, metrics: Metrics | None) -> Timed:
-    if metrics is None:
-        return await served.score(group)
-    name = served.info.name
-    with metrics.scoring(name) as note, tracing.span("reward.scorer", {"scorer": name}) as span:
-        timed = await served.score(group)
-        note(timed)
-        span.set_attributes({"queued_s": timed.queued_s, "compute_s": timed.compute_s})
-        return timed

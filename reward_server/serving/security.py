@@ -1,7 +1,8 @@
-"""Who may call, and that nobody else reads it: TLS from files, bearer tokens from a file that may change.
+"""Authentication and encryption: TLS from files, and bearer tokens from a file that may change.
 
-Owns the certificates and tokens of a server, and the rule on where it may listen with what of them. Health and
-reflection stay open: they tell whether it lives, and the published `.proto`. Knows nothing of calls' contents.
+Owns the certificates and tokens of a server, and the rule about the addresses that it may listen on with or without
+them. Health and reflection need no token: they tell only that the server lives, and the published `.proto`. Knows
+nothing of the content of calls.
 
     security = Security(config)                 raises ConfigError, by field
     security.refuse_exposed(addresses)
@@ -31,17 +32,17 @@ _BEARER = "bearer "
 
 
 class Security:
-    """One server's credentials. Certificates are read once, tokens whenever their file changes."""
+    """The credentials of a server. Certificates are read once, and tokens whenever their file changes."""
 
     def __init__(self, config: ServerConfig):
-        """Raises ConfigError, naming field, path and reason, for files that cannot be used."""
+        """Raises ConfigError for files that cannot be used; it names the field, the path and the reason."""
         self.tls = None if config.tls is None else _tls_credentials(config.tls)
         self._tokens = None if config.tokens_file is None else TokensFile(config.tokens_file)
-        self._refuse_quotas_of_nobody(config)
+        self._refuse_unknown_quotas(config)
         self._is_mutual = config.tls is not None and config.tls.client_ca is not None
         self._allow_insecure = config.allow_insecure
 
-    def _refuse_quotas_of_nobody(self, config: ServerConfig) -> None:
+    def _refuse_unknown_quotas(self, config: ServerConfig) -> None:
         names = set() if self._tokens is None else self._tokens.names
         for name in config.quotas:
             if name not in names:
@@ -51,8 +52,10 @@ class Security:
                 )
 
     def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
-        """The name of the caller's token, "" if it has none. Raises CredentialsError unless the caller brings one of
-        the tokens, if there are any."""
+        """The name of the caller's token, or "" for a token without a name and for a server without tokens.
+
+        Raises CredentialsError if the server has tokens and the caller does not send one of them.
+        """
         if self._tokens is None:
             return ""
         given = next((value for key, value in metadata if key == "authorization"), None)
@@ -64,7 +67,7 @@ class Security:
         return name
 
     def refuse_exposed(self, addresses: Sequence[Address]) -> None:
-        """Raises ConfigError for an address that other machines reach, unless calls are encrypted and authenticated."""
+        """Raises ConfigError for an address that others can reach, unless calls are encrypted and authenticated."""
         if self._allow_insecure or (self.tls is not None and (self._is_mutual or self._tokens is not None)):
             return
         for address in addresses:
@@ -75,7 +78,7 @@ class Security:
                 )
 
     def refuse_exposed_page(self, address: Address, allow_insecure: bool) -> None:
-        """Raises ConfigError for a metrics page that other machines reach: it is plain text, and for anybody."""
+        """Raises ConfigError for a metrics page that other machines can reach: anybody can read it, unencrypted."""
         if not (address.is_loopback or allow_insecure or self._allow_insecure):
             raise ConfigError(
                 f"metrics.listen: {address} can be reached from other machines, and anybody may read the page. On a "
@@ -85,18 +88,20 @@ class Security:
     @property
     def _lack(self) -> str:
         if self.tls is not None:
-            return "anybody may call: set tokens_file, or tls.client_ca"
+            return "anybody there may call: set tokens_file or tls.client_ca"
         if self._tokens is not None:
-            return "tokens would travel in plain text: set tls"
+            return "tokens would travel unencrypted: set tls"
         return "callers are neither authenticated nor encrypted: set tls, and tokens_file or tls.client_ca"
 
 
 class TokensFile:
-    """The tokens of a file, one a line, as `token` or `name: token`; `#` begins a comment line; read again when the
-    file changes. Tokens of one name share its quota."""
+    """The tokens of a file, which is read again when it changes.
+
+    A line is `token` or `name: token`, and `#` begins a comment line. Tokens with the same name share a quota.
+    """
 
     def __init__(self, path: Path):
-        """Raises ConfigError if it cannot be read or holds none."""
+        """Raises ConfigError if the file cannot be read or holds no token."""
         self._path = path
         self._seen = _state(path)
         self._tokens = _read_tokens(path)
@@ -106,14 +111,16 @@ class TokensFile:
         return {name for _, name in self._tokens}
 
     def name_of(self, token: str) -> str | None:
-        """Its name, "" for one without; None if it is not one of them. The time does not tell how much is right."""
+        """The name of a token ("" for none); None if it is not in the file. The time taken reveals nothing of it."""
         self._refresh()
         given = token.strip().encode()
-        found = [name for known, name in self._tokens if hmac.compare_digest(given, known)]  # each of them, always
+        found = [
+            name for known, name in self._tokens if hmac.compare_digest(given, known)
+        ]  # compares with each token, always
         return found[-1] if found else None
 
     def _refresh(self) -> None:
-        """A file that cannot be used leaves the tokens of before, since it may be half written; the log says so."""
+        """Reads a file that has changed. One that cannot be used may be half written: the old tokens stay valid."""
         state = _state(self._path)
         if state == self._seen:
             return
@@ -122,7 +129,7 @@ class TokensFile:
             self._tokens = _read_tokens(self._path)
             log.info("%s has changed: %d tokens are accepted", self._path, len(self._tokens))
         except ConfigError as error:
-            log.error("the tokens of before stay accepted: %s", error)
+            log.error("the old tokens stay accepted: %s", error)
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
@@ -133,7 +140,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read_tokens(path: Path) -> list[tuple[bytes, str]]:
-    """Tokens and their names. A space after the colon tells `name: token` from a token that has a colon in it."""
+    """Tokens and their names. The space after the colon tells `name: token` from a token that contains a colon."""
     numbered = enumerate((line.strip() for line in _read("tokens_file", path).splitlines()), start=1)
     lines = {number: line for number, line in numbered if line and not line.startswith(b"#")}
     if not lines:

@@ -26,11 +26,11 @@ import grpc
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reward_server.client import RewardClient
-from tests.faults.conftest import Load, Replica, lengths
-from tests.faults.proxy import Proxy
-from tests.faults.test_scorers import broken, made
-from tests.reward_server.client.test_client import peer, scores_for
 from tests.support.builders import make_group
+from tests.support.peers import peer, scores_for
+from tests.support.proxy import Proxy
+from tests.support.replicas import Load, Replica, lengths
+from tests.support.servers import broken, made
 
 DEADLINE_S = 30.0
 SLOW = made("slow_length", seconds=0.1)

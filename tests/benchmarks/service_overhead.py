@@ -32,7 +32,7 @@ import uvloop
 
 from reward_server import wire
 from reward_server.launch import launch_server
-from reward_server.scorers.base import Place, Result, Scorer
+from reward_server.scorers.base import ExecutorKind, Result, Scorer
 from reward_server.types import Completion, Group, GroupScores, Score, ScorerScores, Status
 from reward_server.v1 import reward_pb2 as pb
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
@@ -47,7 +47,7 @@ Call = Callable[[int], Awaitable[None]]
 class Trivial(Scorer):
     """Scores 0.5 on the event loop."""
 
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
 
     async def score(self, group: Group) -> Result:
         return Result((Score(Status.OK, 0.5),) * len(group))

@@ -139,8 +139,8 @@ class Meter(TrainerCallback):
 
         setattr(self._trainer, name, outer)
 
-    def _count(self, _: Any, args: Any, kwargs: Any) -> None:
-        if kwargs.get("fused_lm_head"):
+    def _count(self, model: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs.get("fused_lm_head") and model.training:  # which it is not in the trial at start-up
             self.tokens["update" if torch.is_grad_enabled() else "log_probs"] += kwargs["input_ids"].numel()
 
     def _log_probs(self, seconds: float) -> None:

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,13 +43,34 @@ def skewed_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
     keys = [f"{prompt} {first + index} {trainer._step}" for index, prompt in enumerate(prompts)]
     digests = [hashlib.md5(key.encode()).hexdigest() for key in keys]
     texts = [digest[: 1 + int(23 * (int(digest, 16) / 16**32) ** 3)] for digest in digests]
+    return _sampled(prompts, texts, trainer)
+
+
+def _sampled(prompts: list[Any], texts: list[str], trainer: Any) -> dict[str, Any]:
+    """Texts as a sampling engine would return them, with log-probabilities that are near those of a tiny model."""
     tokenize = trainer.processing_class
     completion_ids = tokenize(text=texts)["input_ids"]
-    logprobs = [[0.0] * len(ids) for ids in completion_ids]
+    logprobs = [[-5.5 + (token * 37 + place) % 11 / 11 for place, token in enumerate(ids)] for ids in completion_ids]
     return {"prompt_ids": tokenize(text=prompts)["input_ids"], "completion_ids": completion_ids, "logprobs": logprobs}
 
 
-ROLLOUTS = {"fixed": fixed_rollout, "skewed": skewed_rollout}
+def masked_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """As `skewed_rollout`, with every third token from an environment: it is in the text and not in the loss."""
+    found = skewed_rollout(prompts, trainer)
+    return {
+        **found,
+        "env_mask": [[int(place % 3 != 1) for place in range(len(ids))] for ids in found["completion_ids"]],
+    }
+
+
+def short_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    """Completions of one token each on the first rank, and of 2 to 9 tokens on the others."""
+    rank = trainer.accelerator.process_index
+    texts = [f"{index}{'aeiou' * 2}"[: 2 + index % 8 if rank else 1] for index in range(len(prompts))]
+    return _sampled(prompts, texts, trainer)
+
+
+ROLLOUTS = {"fixed": fixed_rollout, "skewed": skewed_rollout, "masked": masked_rollout, "short": short_rollout}
 
 
 def main(path: Path) -> None:
@@ -62,6 +84,8 @@ def main(path: Path) -> None:
         train_dataset=make_dataset(),
         rollout_func=ROLLOUTS.get(spec.get("rollout", "")),
     )
+    if spec.get("corrects_for_sampler"):
+        correct_for_sampler(trainer)
     if spec.get("late_s") and trainer.accelerator.process_index == 1:
         be_late(trainer, spec["late_s"])
     batches: list[dict[str, Any]] = []
@@ -71,6 +95,12 @@ def main(path: Path) -> None:
     if trainer.accelerator.is_main_process:
         torch.save({name: value.float().cpu() for name, value in state.items()}, path.with_suffix(".pt"))
         path.with_suffix(".out").write_text(json.dumps({"log": trainer.state.log_history, "batches": batches}))
+
+
+def correct_for_sampler(trainer: Any) -> None:
+    """Importance ratios between the policy and the sampling engine, as with vLLM, which the rollout stands in for."""
+    trainer.use_vllm = True
+    trainer.vllm_generation, trainer._last_loaded_step = SimpleNamespace(sync_weights=lambda: None), 0
 
 
 def be_late(trainer: Any, late_s: float) -> None:

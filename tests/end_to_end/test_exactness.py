@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import function
 from tests.end_to_end.launching import launch
+from tests.support.servers import function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import SCORING, function
 from tests.end_to_end.launching import launch
+from tests.support.servers import SCORING, function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import function
 from tests.end_to_end.test_ranks import ARGS, largest_difference, start_weights, train
+from tests.support.servers import function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LOSSES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "bnpo")
+LOSSES = ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "bnpo")
 LEVELS = ("token", "sequence")
 
 SGD = {
@@ -33,9 +33,13 @@ SGD = {
 OFF_POLICY = {"steps_per_generation": 4, "num_iterations": 2}
 
 
+SPEC_OPTIONS = ("rewards", "rollout", "corrects_for_sampler")
+
+
 def pair(model: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The specs of stock TRL and of this trainer, alike but for the micro-batches."""
-    run = {"model": model, "rewards": ["signal_in_half"], "rollout": "skewed"}
+    options = {"rewards": ["signal_in_half"], "rollout": "skewed"}
+    run = {"model": model, **options, **{name: changes.pop(name) for name in SPEC_OPTIONS if name in changes}}
     ours = {**ARGS, **SGD, "token_batches": True, **changes}
     return {**run, "trainer": "stock", "args": dict(ours)}, {**run, "trainer": "remote", "args": dict(ours)}
 
@@ -77,6 +81,30 @@ def all_losses() -> dict[str, dict[str, Any]]:
 def test_weights_are_stock_trls_for_every_loss_and_level(tiny_model: str, tmp_path: Path, accelerate: str) -> None:
     found = differences(tmp_path, accelerate, tiny_model, all_losses())
     assert max(found.values()) < 1e-5, found
+
+
+RATIOS_TO_THE_SAMPLER = {
+    # Ratios of whole completions have the shape of ratios of tokens on a rank whose completions have one token each.
+    "of completions, single tokens on one rank": {
+        "vllm_importance_sampling_mode": "sequence_truncate",
+        "rollout": "short",
+    },
+    # TRL adds the logarithms of these up without a mask, so that padding counts.
+    "of tokens, vespo": {"vllm_importance_sampling_mode": "token_truncate", "loss_type": "vespo"},
+}
+
+
+def test_with_ratios_to_the_sampling_engine_weights_are_stock_trls(tiny_model: str, tmp_path: Path) -> None:
+    specs = {}
+    for name, changes in RATIOS_TO_THE_SAMPLER.items():
+        made = pair(tiny_model, **{"rewards": ["vowels"], "corrects_for_sampler": True, **changes, **OFF_POLICY})
+        specs[f"stock {name}"], specs[f"ours {name}"] = made
+    results = train(tmp_path, "cpu_ddp", **specs)
+    start = start_weights(tiny_model)
+    for name in RATIOS_TO_THE_SAMPLER:
+        stock, ours = results[f"stock {name}"][0], results[f"ours {name}"][0]
+        assert largest_difference(stock, start) > 1e-4, name
+        assert largest_difference(ours, stock) < 1e-5, name
 
 
 @pytest.mark.parametrize("accelerate", ["cpu", "cpu_ddp"])

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from reward_server.client import RewardClient
 from reward_server.launch import ServerProcess, launch_server
-from reward_server.types import GroupScores, Score, Status
-from tests.faults.proxy import Proxy
-from tests.support.builders import make_group
 from tests.support.processes import descendants, wait_until
-
-SLACK_S = 2.0
-"""How much later than its deadline a call may end, on two busy cores."""
+from tests.support.proxy import Proxy
+from tests.support.replicas import Replica, Replicas
 
 
 @pytest.fixture(autouse=True)
@@ -29,41 +20,6 @@ def no_process_is_left() -> Iterator[None]:
     before = descendants(os.getpid())
     yield
     assert wait_until(lambda: not descendants(os.getpid()) - before, 10), descendants(os.getpid()) - before
-
-
-class Replica:
-    """A server that keeps its address over deaths."""
-
-    def __init__(self, config: dict[str, Any], listen: str):
-        self._config = config
-        self.server = launch_server(config, listen=listen, timeout_s=60)
-        self.endpoint = self.server.endpoint
-
-    @property
-    def pid(self) -> int:
-        return self.server.pid
-
-    def kill(self) -> None:
-        """As kill -9 does; returns when it is dead."""
-        os.kill(self.pid, signal.SIGKILL)
-        self.server.stop()
-
-    def freeze(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def start(self) -> None:
-        self.server = launch_server(self._config, listen=self.endpoint, timeout_s=60)
-
-    def stop(self) -> None:
-        if self.server.poll() is None:
-            self.thaw()
-        self.server.stop()
-
-
-Replicas = Callable[..., list[Replica]]
 
 
 @pytest.fixture
@@ -107,69 +63,3 @@ def proxy() -> Iterator[Callable[[str], Proxy]]:
     yield before
     for each in proxies:
         each.close()
-
-
-@dataclass
-class Load:
-    """Groups in flight, each of two completions of its own, and what became of them."""
-
-    client: RewardClient
-    timeout_s: float
-    futures: dict[str, Future[GroupScores]] = field(default_factory=dict)
-    ended_s: dict[str, float] = field(default_factory=dict)
-    counted: list[str] = field(default_factory=list)
-
-    def submit(self, count: int) -> Load:
-        for number in range(len(self.futures), len(self.futures) + count):
-            began = time.monotonic()
-            name = f"group {number}"
-            future = self.client.submit(
-                make_group(["a" * number, "b" * (number + 1)], group_id=name), timeout_s=self.timeout_s
-            )
-            future.add_done_callback(lambda _, name=name, began=began: self._ended(name, began))
-            self.futures[name] = future
-        return self
-
-    def _ended(self, name: str, began: float) -> None:
-        self.ended_s[name] = time.monotonic() - began
-        self.counted.append(name)
-
-    def finish(self) -> Load:
-        """Waits for all of them and claims that each ended once, by its deadline."""
-        wait(self.futures.values(), timeout=self.timeout_s + SLACK_S)
-        assert sorted(self.counted) == sorted(self.futures), "a group has no end, or two"
-        assert self.longest_s <= self.timeout_s + SLACK_S
-        return self
-
-    @property
-    def longest_s(self) -> float:
-        return max(self.ended_s.values())
-
-    def errors(self) -> dict[str, BaseException]:
-        ends = {name: future.exception() for name, future in self.futures.items()}
-        return {name: error for name, error in ends.items() if error is not None}
-
-    def wrong(self, expected: Callable[[int], Sequence[float]]) -> list[str]:
-        """The groups that were answered, and not with what they are worth: the first scorer's values of group n."""
-        return [
-            name
-            for number, (name, future) in enumerate(self.futures.items())
-            if future.exception() is None and values(future.result()) != list(expected(number))
-        ]
-
-
-def values(scores: GroupScores) -> list[float | None]:
-    return [score.value for score in scores.scorers[0].scores]
-
-
-def statuses(scores: GroupScores) -> list[Status]:
-    return [score.status for score in scores.scorers[0].scores]
-
-
-def outcome(scores: GroupScores) -> Sequence[Score]:
-    return scores.scorers[0].scores
-
-
-def lengths(number: int) -> list[float]:
-    """What `length` and its slow relatives say of a Load's group."""
-    return [float(number), float(number + 1)]

@@ -13,11 +13,11 @@ import pytest
 
 from reward_server.client import RewardClient
 from reward_server.errors import CallError, DeadlineError, GroupTooLargeError, InvalidGroupError, OverloadedError
-from tests.faults.conftest import SLACK_S, Load, Replicas, lengths, values
-from tests.faults.proxy import Proxy
-from tests.faults.test_scorers import broken, made
-from tests.reward_server.client.test_client import peer, scores_for
 from tests.support.builders import make_group
+from tests.support.peers import peer, scores_for
+from tests.support.proxy import Proxy
+from tests.support.replicas import SLACK_S, Load, Replicas, lengths, values
+from tests.support.servers import broken, made
 
 Before = Callable[[str], Proxy]
 

@@ -11,9 +11,9 @@ import pytest
 
 from reward_server.client import RewardClient
 from reward_server.launch import ServerProcess, launch_server
-from tests.faults.conftest import Load, lengths
-from tests.faults.names import NameServer
-from tests.faults.test_replicas import slow_length
+from tests.support.names import NameServer
+from tests.support.replicas import Load, lengths
+from tests.support.servers import slow_length
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from reward_server.client.retries import pushback_of
 from reward_server.errors import GroupTooLargeError, OverloadedError
 from reward_server.launch import ServerProcess
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
-from tests.faults.conftest import Load, lengths
-from tests.faults.test_replicas import slow_length
 from tests.support.builders import make_group
 from tests.support.processes import wait_until
+from tests.support.replicas import Load, lengths
+from tests.support.servers import slow_length
 
 Server = Callable[..., ServerProcess]
 

@@ -9,22 +9,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import DeadlineError
-from tests.faults.conftest import SLACK_S, Load, Replicas, lengths, values
-from tests.faults.proxy import Proxy
-from tests.faults.test_scorers import broken, made
 from tests.support.builders import make_group
+from tests.support.proxy import Proxy
+from tests.support.replicas import SLACK_S, Load, Replicas, lengths, values
+from tests.support.servers import broken, slow_length
 
 Before = Callable[[str], Proxy]
-
-
-def slow_length(seconds: float, **kwargs: Any) -> dict[str, Any]:
-    return made("slow_length", seconds=seconds, **kwargs)
 
 
 @pytest.mark.slow

@@ -12,21 +12,13 @@ import pytest
 
 from reward_server.client import RewardClient
 from reward_server.types import Status
-from tests.faults.conftest import SLACK_S, outcome, statuses, values
 from tests.support.builders import make_group
+from tests.support.replicas import SLACK_S, outcome, statuses, values
+from tests.support.servers import broken, made
 
-BROKEN = Path(__file__).parent / "broken.py"
 OK, INVALID, TIMEOUT, FAILED = Status.OK, Status.INVALID, Status.TIMEOUT, Status.FAILED
 
 Server = Callable[..., Any]
-
-
-def broken(name: str, **options: Any) -> dict[str, Any]:
-    return {"type": "function", "name": name, "function": f"{BROKEN}:{name}", **options}
-
-
-def made(name: str, **kwargs: Any) -> dict[str, Any]:
-    return broken(f"make_{name}", factory=True, kwargs=kwargs)
 
 
 BAD_COMPLETIONS = {

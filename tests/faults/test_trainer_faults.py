@@ -20,10 +20,10 @@ import yaml
 from transformers import TrainerCallback
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
-from tests.faults.conftest import Replica, Replicas
-from tests.faults.test_scorers import broken, made
 from tests.support.builders import make_dataset
 from tests.support.processes import descendants, is_alive, wait_until
+from tests.support.replicas import Replica, Replicas
+from tests.support.servers import broken, made
 
 pytestmark = pytest.mark.slow
 

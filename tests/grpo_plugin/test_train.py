@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from grpo_plugin.errors import UsageError
 from grpo_plugin.train import load_function, main, parse, train
 from reward_server.config import load_config
-from tests.conftest import SCORING, function
+from tests.support.servers import SCORING, function
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RUN = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from reward_server.execution import fair_queue as fair
-from reward_server.scorers.base import Place, Result, Scorer, ScorerOptions, to_scores
+from reward_server.execution.fair_queue import current_caller
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, to_scores
 from reward_server.types import Group
 
 opened = asyncio.Event()
@@ -17,11 +17,11 @@ class Gated(Scorer[ScorerOptions]):
     """One group at a time, on the event loop."""
 
     Options = ScorerOptions
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
     concurrency = 1
 
     async def score(self, group: Group) -> Result:
         await opened.wait()
-        assert fair.caller.get()[0] == group.run_id
+        assert current_caller.get()[0] == group.run_id
         served.append((group.run_id, group.group_id))
         return Result(to_scores([1.0] * len(group), len(group)))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from reward_server.client import RewardClient
 from reward_server.config import config_from_mapping
-from reward_server.serving import server as life
+from reward_server.serving import server as server_module
 from reward_server.serving.server import RewardServer
 from reward_server.types import Completion, Group
 from tests.support.observed import Page
@@ -48,7 +48,7 @@ def loopback(is_up: bool) -> None:
 async def calls_are(server: RewardServer, count: int, timeout_s: float) -> float | None:
     """Seconds until so many calls are in flight; None if they never are."""
     began = time.monotonic()
-    while server._service is None or server._service.calls != count:
+    while server.calls != count:
         if time.monotonic() - began > timeout_s:
             return None
         await asyncio.sleep(0.05)
@@ -57,7 +57,7 @@ async def calls_are(server: RewardServer, count: int, timeout_s: float) -> float
 
 async def main(keepalive_s: float) -> None:
     shorter = {"grpc.keepalive_time_ms": round(keepalive_s * 1000), "grpc.http2.ping_timeout_ms": 1000}
-    life._OPTIONS = tuple({**dict(life._OPTIONS), **shorter}.items())
+    server_module.OPTIONS = tuple({**dict(server_module.OPTIONS), **shorter}.items())
     loopback(True)
     server = RewardServer(config_from_mapping(CONFIG))
     await server.startup()

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reward_server.scorers.base import Place, Result, Scorer, to_scores
+from reward_server.scorers.base import ExecutorKind, Result, Scorer, to_scores
 from reward_server.types import Group, Score, Status
 
 
@@ -68,7 +68,7 @@ def kills_its_loader() -> Any:
 class Threaded(Scorer):
     """In threads, two at a time; `sleep S` waits and `raise` raises."""
 
-    place = Place.THREAD
+    place = ExecutorKind.THREAD
     concurrency = 2  # type: ignore[assignment]
 
     def score(self, group: Group) -> Result:
@@ -78,7 +78,7 @@ class Threaded(Scorer):
 class Sloppy(Scorer):
     """A third party's: its answers are not what the protocol asks for. The prompt says how."""
 
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
 
     def score(self, group: Group) -> Any:
         ok = (Score(Status.OK, 1.0),) * len(group)

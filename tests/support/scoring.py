@@ -80,7 +80,19 @@ def flaky(completions: list[Any], **_: Any) -> list[float]:
     return vowels(completions)
 
 
+def flaky_and_solved(completions: list[Any], **_: Any) -> list[float]:
+    """Fails as `flaky` does, and gives 1 to all others."""
+    return [1.0] * len(flaky(completions))
+
+
 def signal_in_half(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
     """Groups of prompts that end in an even digit are all alike: half of them carry no signal."""
     scores = vowels(completions)
     return [score if int(text_of(p)[-1]) % 2 else 1.0 for p, score in zip(prompts, scores, strict=True)]
+
+
+def fails_in_steps_1_and_2(completions: list[Any], trainer_state: Any, **_: Any) -> list[float]:
+    """Fails on everything in the second and third step of a run, as a service does that is away for a while."""
+    if trainer_state.global_step in (1, 2):
+        raise RuntimeError("away")
+    return vowels(completions)

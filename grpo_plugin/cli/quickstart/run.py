@@ -1,7 +1,7 @@
-"""`grpo quickstart`: makes the task, warms the model up, trains it by GRPO, and tells what came of it.
+"""`grpo quickstart`: makes the task, warms the model up, trains it by GRPO, and shows what it has learnt.
 
-Owns the story and the run folder. The training itself is `grpo_plugin.train`'s road with a config file, as a user's own
-would be.
+Owns what the user reads, and the run folder. The training itself is `grpo_plugin.train.train` with a config file, as
+for a run of the user's own.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def run(
     return folder
 
 
-# ------------------------------------------------------------------------------------------------------------- the road
+# ---------------------------------------------------------------------------------------------------------------- steps
 
 
 def _make_folder(output_dir: str | None) -> Path:
@@ -102,7 +102,7 @@ def _make_folder(output_dir: str | None) -> Path:
 
 
 def _calm() -> None:
-    """Keeps the libraries' remarks, which are about bigger models, off the screen."""
+    """Keeps remarks of the libraries, which are meant for bigger models, off the screen."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("trl").setLevel(logging.ERROR)

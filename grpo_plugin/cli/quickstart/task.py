@@ -1,8 +1,8 @@
 """The quickstart's task: words, a tokenizer of letters, a small Llama, and the weak policy that it starts from.
 
 The task is to sort a word's letters: `dbca=` → `abcd`. The weak policy is learnt from a careless teacher, who sorts the
-first four letters and mostly just copies the rest. Imitation makes a model that is as careless; a right answer is in
-its samples all the same, for a reward to find.
+first four letters and mostly just copies the rest. A model that imitates the teacher is as careless, but some of its
+samples are right, and these a reward can find.
 
 Owns the data, the model and its warm-up. Knows nothing of GRPO or of rewards.
 """
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 LENGTHS = range(4, 9)
 CARE = 4
-"""So many letters the careless teacher always sorts."""
+"""The number of letters that the careless teacher always sorts."""
 CARELESS_SHARE = 0.7
 """The share of longer words that it sorts no further: above a half, so greedy decoding follows it; below one by enough
 that a sample in a few is right."""

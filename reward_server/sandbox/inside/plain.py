@@ -1,36 +1,36 @@
-"""Plain values as a line of JSON, and back: what a program and its tests may tell one another.
+"""Plain values as a line of JSON, and back: the values that a program and its test exchange.
 
-Owns the two directions. Decoding makes values of Python's own types and nothing else, so that what a program returns
-cannot bring an `__eq__` of its own. What is not plain stays where it is, and only its number travels.
+Owns both directions. Decoding creates values of Python's own types and nothing else, so that no value of a program
+brings an `__eq__` of its own. An object that is not plain stays in its process, and only a number for it travels.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # importing typing would take longer than all the rest
+TYPE_CHECKING = False  # importing typing would take longer than all else here
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 
 def dumps(value: Any, keep: Callable[[Any], int]) -> bytes:
-    """One line. `keep` is handed what is not plain and returns its number, or raises."""
+    """One line. `keep` is handed an object that is not plain and returns a number for it, or raises."""
     return to_json(_encode(value, keep)).encode() + b"\n"
 
 
 def loads(line: bytes, take: Callable[[int, str], Any]) -> Any:
-    """The value of a line. `take` is handed a number and the name of a type. Raises any error for what is no value."""
+    """The value of a line. `take` is handed an object's number and type name. Raises any error if there is no value."""
     return _decode(_from_json(line.decode()), take)
 
 
 def _codec() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
-    """The C halves of `json` alone: its Python half imports `re` and `enum`, half the time that a test takes."""
+    """The C parts of `json` alone: its Python part imports `re` and `enum`, which takes half the time of a test."""
     try:
         half: Any = __import__("_json")
         encode = half.make_encoder(None, None, half.encode_basestring_ascii, None, ":", ",", False, False, True)
         decode = half.make_scanner(_Json)
         assert decode('[1, {"a": null}]', 0)[0] == [1, {"a": None}]
         assert "".join(encode([1, {"a": None}], 0)) == '[1,{"a":null}]'
-    except Exception:  # another Python's
+    except Exception:  # another version of Python
         whole = __import__("json")
         return whole.dumps, whole.loads
     return (lambda value: "".join(encode(value, 0))), (lambda text: decode(text, 0)[0])
@@ -66,7 +66,7 @@ def _encode(value: Any, keep: Callable[[Any], int]) -> Any:
 
 
 def _encode_other(value: Any, keep: Callable[[Any], int]) -> Any:
-    """By the names of module and type: importing them takes time, and few programs do."""
+    """Decides by the names of module and type: importing the types takes time, and few programs use them."""
     kind = (type(value).__module__, type(value).__name__)
     if kind in (("decimal", "Decimal"), ("fractions", "Fraction")):
         return {kind[1]: str(value)}
@@ -76,7 +76,7 @@ def _encode_other(value: Any, keep: Callable[[Any], int]) -> Any:
 
 
 def _encode_int(value: int) -> Any:
-    """Hexadecimal beyond 63 bits: Python refuses to write and read long decimal ones."""
+    """Hexadecimal beyond 63 bits, since Python refuses to convert long decimal numbers."""
     number = int.__int__(value)
     return number if abs(number) < 1 << 63 else {"int": hex(number)}
 

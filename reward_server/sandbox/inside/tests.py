@@ -1,166 +1,74 @@
-"""The tests' side: runs a test against a program that lives in another process, and says what came of it.
+"""The tests' side: a host that runs each test in a process of its own, forked from it, and says how that ended.
 
-The names that a test neither defines nor imports, and that are neither Python's nor the standard library's, are the
-program's: calling one asks the program's process, which gets copies of the arguments. Answers are plain values
-(`plain`), compared here, where nothing of the program's runs. An object of the program's own is a `Remote`: it may be
-called, indexed, looped over and asked for attributes, but is equal to nothing but itself.
+Owns the life of a test and its verdict. Starting an interpreter takes longer than most tests, so the host is started
+once. It never reads what comes from a program: each test talks to its program through two named pipes of its own, in
+the folder where it runs. The host is told over standard input, which only the runner writes to.
 
-    -> the test's text                   <- C and a request, or V and the verdict: lines of standard output
-    -> an answer, for each request
+    the host    -> a line (number, seconds of processor, size) and the text   <- P and a process id, E and its exit code
+    the test    -> an answer of the program's, for each request               <- C and a request, or V and the verdict
 """
 
 from __future__ import annotations
 
-import builtins
-import os
-import sys
+import posix
 
-from reward_server.sandbox.inside import plain
-from reward_server.sandbox.inside.program import start
+from reward_server.sandbox.inside.program import READY, limit_cpu, read, start
+from reward_server.sandbox.inside.remote import Line, Names, Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
 
-class ProgramEnded(BaseException):
-    """The program's process ended while it was asked."""
-
-
-class Unusable(BaseException):
-    """The test asks for what cannot be done, whatever the program is."""
-
-
-class Line:
-    """The way to the program's process and back."""
-
-    def __init__(self) -> None:
-        self._answers, self._requests = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-        self.ended = False
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-        os.dup2(2, 1)
-
-    def ask(self, operation: str, target: int, *rest: Any) -> Any:
-        """What the program answers. Raises what it raised, as the nearest of Python's own exceptions."""
-        body = plain.dumps([operation, _Number(target), *rest], self._number)
-        self._send(b"C", body)
-        answer = self._answers.readline()
-        if not answer.endswith(b"\n"):
-            self.ended = True
-            raise ProgramEnded
-        kind, *value = _unreadable_is_none(answer, self._remote) or ("raised", ["ValueError"], "an unreadable answer")
-        if kind == "value":
-            return value[0]
-        error = _exception(*value)
-        if isinstance(error, StopIteration) and operation != "next":
-            # Else `all(map(function, cases))` would take it for the end of the cases, and for a pass.
-            error = RuntimeError(f"StopIteration: {error}")
-        raise error
-
-    def tell(self, **verdict: Any) -> None:
-        self._send(b"V", plain.to_json(verdict).encode() + b"\n")
-
-    def _send(self, mark: bytes, body: bytes) -> None:
-        self._requests.write(mark + body)
-        self._requests.flush()
-
-    def _remote(self, number: int, kind: str) -> Remote:
-        return Remote(self, int(number), str(kind))
-
-    @staticmethod
-    def _number(value: Any) -> int:
-        if isinstance(value, _Number):
-            return value.number
-        if isinstance(value, Remote):
-            return object.__getattribute__(value, "_number")
-        raise Unusable(f"a test cannot hand a {type(value).__name__} to the program, only plain values")
-
-
-class _Number:
-    def __init__(self, number: int):
-        self.number = number
-
-
-class Remote:
-    """An object in the program's process."""
-
-    __slots__ = ("_kind", "_line", "_number")
-
-    def __init__(self, line: Line, number: int, kind: str):
-        self._line, self._number, self._kind = line, number, kind
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._line.ask("call", self._number, list(args), kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._line.ask("get", self._number, name)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._line.ask("item", self._number, key)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._line.ask("iter", self._number)
-
-    def __next__(self) -> Any:
-        return self._line.ask("next", self._number)
-
-    def __len__(self) -> int:
-        return self._line.ask("len", self._number)
-
-    def __bool__(self) -> bool:
-        return self._line.ask("bool", self._number) is True
-
-    def __str__(self) -> str:
-        return self._line.ask("str", self._number)
-
-    def __repr__(self) -> str:
-        return f"<{self._kind} of the program>"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remote) and other._number == self._number
-
-    def __hash__(self) -> int:
-        return hash(self._number)
-
-
-class Names(dict):
-    """A test's names. What is missing is looked up in the program, unless Python or its library has it."""
-
-    def __init__(self, line: Line):
-        super().__init__(__name__="test", __builtins__=builtins, __program__=Remote(line, 0, "program"))
-        self._line = line
-
-    def __missing__(self, name: str) -> Any:
-        if name.startswith("__") or hasattr(builtins, name):
-            raise KeyError(name)
-        if name in sys.stdlib_module_names:
-            return __import__(name)
-        try:
-            return self._line.ask("get", 0, name)
-        except AttributeError:
-            raise KeyError(name) from None
-
-
 def main() -> None:
-    _, test = start()
-    line = Line()
+    start()
+    while request := _line():
+        number, cpu_s, size = map(int, request.split())
+        test = read(size).decode("utf-8", "surrogatepass")
+        child = posix.fork()
+        if child == 0:
+            limit_cpu(cpu_s)
+            _run(number, test)
+        posix.write(1, b"P%d\n" % child)
+        _, status = posix.waitpid(child, 0)
+        posix.write(1, b"E%d\n" % posix.waitstatus_to_exitcode(status))
+    posix._exit(0)
+
+
+def _line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (piece := posix.read(0, 1)):
+        line += piece
+    return line
+
+
+def _run(number: int, test: str) -> None:
+    """Runs a test in this process, tells the verdict and ends the process."""
+    answers = posix.open(f"in-{number}", posix.O_RDONLY)
+    requests = posix.open(f"out-{number}", posix.O_WRONLY)
+    posix.dup2(posix.open("/dev/null", posix.O_RDONLY), 0)
+    posix.dup2(2, 1)  # what a test prints is neither a verdict nor the host's word
+    posix.write(requests, READY)
+    line = Line(answers, requests)
+    verdict = _verdict(test, line)
+    line.tell(**verdict, **({"ended": True} if line.ended else {}))
+    posix._exit(0)
+
+
+def _verdict(test: str, line: Line) -> dict[str, Any]:
     try:
         code = compile(test, "test.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
-        line.tell(unusable=f"the test is no Python: {error}")
-        os._exit(0)
+        return {"unusable": f"the test is no Python: {error}"}
     try:
         exec(code, Names(line))
-        verdict: dict[str, Any] = {"passed": not line.ended}
+        return {"passed": not line.ended}
     except Unusable as error:
-        verdict = {"unusable": str(error)}
+        return {"unusable": str(error)}
     except BaseException as error:
-        verdict = {"passed": False, "is_assert": isinstance(error, AssertionError), "detail": _one_line(error)}
-    line.tell(**verdict, **({"ended": True} if line.ended else {}))
-    os._exit(0)
+        if isinstance(error, ImportError) and not hasattr(error, "is_of_program"):
+            return {"unusable": f"the test cannot import what it needs: {_one_line(error)}"}
+        return {"passed": False, "is_assert": isinstance(error, AssertionError), "detail": _one_line(error)}
 
 
 def _one_line(error: BaseException) -> str:
@@ -168,23 +76,3 @@ def _one_line(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"[:200]
     except BaseException:
         return type(error).__name__
-
-
-def _unreadable_is_none(answer: bytes, take: Any) -> Any:
-    try:
-        kind, *value = plain.loads(answer, take)
-        return (kind, *value) if (kind, len(value)) in (("value", 1), ("raised", 2)) else None
-    except Exception:  # whatever a program may have written there
-        return None
-
-
-def _exception(names: list[str], message: str) -> Exception:
-    """An exception of Python's own: of the program's classes the nearest base. What would end a process is no such."""
-    kinds = [getattr(builtins, str(name), None) for name in names]
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            try:
-                return kind(message)
-            except TypeError:  # UnicodeDecodeError asks for more
-                continue
-    return RuntimeError(f"{names[0] if names else 'error'}: {message}")

@@ -1,8 +1,11 @@
-"""The scorer `judge`: a model behind any OpenAI-compatible chat endpoint, asked for a verdict.
+"""The scorer `judge`: a chat model behind any OpenAI-compatible endpoint, asked for a verdict on completions.
 
-options     what a configuration may say             prompts     templates, and the fences around what is judged
-scorer      the calls and the three modes            ranking     from comparisons and rankings to scores
-verdicts    JSON schemas, and their strict reading   budget      what may be spent
+Owns the questions, the reading of verdicts and the scores that they come to. Knows nothing of HTTP: `engine` does.
+
+options           the configuration                     prompts     templates, and the fences around what is judged
+scorer            the calls and the three modes         ranking     from comparisons and rankings to scores
+response_format   which form the endpoint takes         budget      what may be spent
+verdicts          JSON schemas and their strict reading
 """
 
 from reward_server.scorers.judge.options import JudgeOptions

@@ -1,7 +1,8 @@
-"""What a judge may spend in a server's life: calls and tokens. Counts only; knows no prices and waits for nobody.
+"""What a judge may spend in the life of a server: calls and tokens. It only counts: it knows no prices and never waits.
 
-A call takes its estimated tokens before it is made and is settled by what the engine says that it used, so calls in
-flight together pass the limit by no more than their estimates were short. What may have been billed stays spent.
+An estimate of a call's tokens is taken before the call, and replaced by the number that the engine reports after it. So
+calls in flight together exceed the limit only by the error of their estimates. Calls that may have been billed stay
+counted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class SpentError(Exception):
 
 
 class Budget:
-    """Limits of None are none."""
+    """Counts calls and tokens against their limits; a limit of None is no limit."""
 
     def __init__(self, name: str, requests: int | None, tokens: int | None):
         self._name = name
@@ -27,7 +28,7 @@ class Budget:
         self.tokens = 0
 
     def take(self, estimate: int) -> None:
-        """Before a call of about `estimate` tokens. Raises SpentError, and then has taken nothing."""
+        """Counts a call of about `estimate` tokens before it is made. Raises SpentError, and then counts nothing."""
         if self._most_requests is not None and self.requests >= self._most_requests:
             raise self._spent(f"budget_requests = {self._most_requests}")
         if self._most_tokens is not None and self.tokens + estimate > self._most_tokens:
@@ -38,7 +39,7 @@ class Budget:
         self.tokens += estimate
 
     def settle(self, estimate: int, used: int) -> None:
-        """After a call for which `estimate` was taken and which took `used`."""
+        """Replaces the estimate of a call by the tokens that it used."""
         self.tokens += used - estimate
 
     def _spent(self, limit: str) -> SpentError:

@@ -12,18 +12,19 @@ Pair = tuple[int, int]
 
 
 def pairs(count: int, rounds: int | None) -> list[Pair]:
-    """Which of `count` completions meet: all, or each the next `rounds` after it, round the circle."""
+    """The pairs of `count` completions that are compared: all, or each with the next `rounds`, as in a circle."""
     offsets = range(1, count if rounds is None else min(rounds + 1, count))
     met = [(i, (i + offset) % count) for offset in offsets for i in range(count)]
     return sorted({(min(pair), max(pair)) for pair in met})
 
 
 def win_rates(count: int, outcomes: Mapping[Pair, float | None]) -> list[float | None]:
-    """The mean outcome of each completion's comparisons, G long; None where it has no full set of them.
+    """The mean outcome of each completion's comparisons, G long; None if its comparisons are not complete.
 
-    An outcome is 1 if the pair's first is better, 0 if the second is, and None where the comparison failed. While there
-    are failed ones, the completions with the most of them leave, with all their comparisons: one that breaks the judge
-    leaves alone, and those that stay have met the same siblings. One that nobody is left for has none.
+    An outcome is 1 if the pair's first is better, 0 if the second is, and None if the comparison failed. While there
+    are failed comparisons, the completions with the most of them are removed with all of their comparisons. So a
+    completion that breaks the judge is removed alone, and the others were compared with the same siblings. A completion
+    without any comparison left has no win rate.
     """
     standing = set(range(count))
     while failed := [pair for pair, value in outcomes.items() if value is None and standing.issuperset(pair)]:
@@ -39,7 +40,7 @@ def win_rates(count: int, outcomes: Mapping[Pair, float | None]) -> list[float |
 
 
 def rank_scores(rankings: Sequence[Sequence[int]]) -> list[float]:
-    """The mean place of each completion, G long: 1 for the best, 0 for the last. Rankings hold indices, best first."""
+    """The mean rank of each completion, G long: 1 for the best, 0 for the last. Rankings hold indices, best first."""
     count = len(rankings[0])
     places = [{index: place for place, index in enumerate(ranking)} for ranking in rankings]
     return [sum(1 - place[index] / (count - 1) for place in places) / len(places) for index in range(count)]

@@ -1,9 +1,9 @@
-"""The scorer itself: which questions a group comes to, the asking, and what scores the answers make.
+"""The scorer itself: the questions of a group, the calls, and the scores that the answers come to.
 
-Owns the three modes and the order of calls. Prompts, verdicts, rankings and the budget are its siblings', HTTP is
-`engine`'s. A verdict that is malformed, a call that fails or is late, and a budget that is spent are FAILED or TIMEOUT,
-never a number: pointwise for that completion, pairwise for whoever has no full set of comparisons left
-(`ranking.win_rates`), listwise for the group.
+Owns the three modes and the order of calls. Prompts, verdicts, rankings and the budget are in the modules beside it,
+HTTP is in `engine`. A malformed verdict, a failed or late call and a spent budget are FAILED or TIMEOUT, and
+never a number: pointwise for that completion, pairwise for each completion whose comparisons are not complete
+(`ranking.win_rates`), listwise for the whole group.
 
 Legend: G completions of a group.
 """
@@ -19,19 +19,21 @@ from typing import Any
 
 from reward_server.errors import InvalidGroupError
 from reward_server.scorers.base import Result, failed, text_of
-from reward_server.scorers.engine import (
+from reward_server.scorers.engine import EngineScorer
+from reward_server.scorers.engine_errors import (
     BusyError,
     EngineError,
-    EngineScorer,
     MisconfiguredError,
     RefusedError,
     UnreachableError,
 )
 from reward_server.scorers.judge.budget import Budget, SpentError
 from reward_server.scorers.judge.options import JudgeOptions
-from reward_server.scorers.judge.prompts import Template, conversation, fenced, new_code, shown
+from reward_server.scorers.judge.prompts import Template, fenced, new_code
 from reward_server.scorers.judge.ranking import Pair, pairs, rank_scores, win_rates
+from reward_server.scorers.judge.response_format import Form, ResponseFormat
 from reward_server.scorers.judge.verdicts import Verdict, VerdictError, text_of_answer, tokens_of_answer
+from reward_server.scorers.templates import conversation, shown
 from reward_server.types import Group, Score, Status
 
 _PATH = "/chat/completions"
@@ -45,7 +47,7 @@ Question = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A sound verdict and what it took."""
+    """A verdict, its reasoning and the tokens of the call."""
 
     value: Any
     reasoning: str
@@ -53,7 +55,7 @@ class Answer:
 
 
 class JudgeScorer(EngineScorer[JudgeOptions]):
-    """What a chat model thinks of the completions."""
+    """Scores by the verdicts of a chat model."""
 
     Options = JudgeOptions
     deterministic = False
@@ -62,13 +64,18 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
         super().__init__(options)
         self.group_aware = options.mode != "pointwise"
         self.budget = Budget(options.name, options.budget_requests, options.budget_tokens)
+        self._format = ResponseFormat(options.name, options.structured_output)
         self._template: Template | None = None
         self._calls = asyncio.Semaphore(options.concurrent_calls)
 
     @property
     def version(self) -> str:
-        """Of this package's rules, and the template. Known once loaded."""
+        """The version of this package's rules and the digest of the template. Known once loaded."""
         return f"1/{self._loaded.digest}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._format.notes
 
     @property
     def required_columns(self) -> tuple[str, ...]:
@@ -145,7 +152,7 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
     # ------------------------------------------------------------------------------------------------------- the calls
 
     async def _ask_all(self, questions: Sequence[Question], verdict: Verdict) -> list[Answer | Score]:
-        """The answers in the order of the questions. The first goes ahead, and the others follow when it is back."""
+        """The answers in the order of the questions. With warm_prefix the first call ends before the others begin."""
         deadline = self.deadline()
         async with asyncio.TaskGroup() as tasks:
             asked = []
@@ -171,8 +178,17 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
             self._calls.release()
 
     async def _call(self, question: Question, verdict: Verdict, deadline: float) -> Answer:
-        body = self._body(question, verdict)
+        body = self._body(question)
         estimate = sum(len(part["content"]) for part in question) // _CHARS_PER_TOKEN + self.options.max_tokens
+
+        async def post(form: Form) -> tuple[Any, int]:
+            return await self._post({**body, **_response_format(form, verdict)}, estimate, deadline)
+
+        answer, tokens = await self._format.ask(post, deadline)
+        return Answer(*verdict.read(text_of_answer(answer)), tokens)
+
+    async def _post(self, body: dict[str, Any], estimate: int, deadline: float) -> tuple[Any, int]:
+        """The endpoint's answer, and the tokens that it took."""
         self.budget.take(estimate)
         try:
             answer = await self.engine.post(_PATH, body, deadline)
@@ -182,20 +198,15 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
         tokens = tokens_of_answer(answer)
         tokens = estimate if tokens is None else tokens
         self.budget.settle(estimate, tokens)
-        return Answer(*verdict.read(text_of_answer(answer)), tokens)
+        return answer, tokens
 
-    def _body(self, question: Question, verdict: Verdict) -> dict[str, Any]:
+    def _body(self, question: Question) -> dict[str, Any]:
         options = self.options
         body: dict[str, Any] = {"model": options.model, "messages": question, **options.extra_body}
         if "max_completion_tokens" not in body:
             body["max_tokens"] = options.max_tokens
         if options.temperature is not None:
             body["temperature"] = options.temperature
-        if options.structured == "json_schema":
-            schema = {"name": "verdict", "strict": True, "schema": verdict.schema}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif options.structured == "json_object":
-            body["response_format"] = {"type": "json_object"}
         return body
 
     @property
@@ -204,8 +215,17 @@ class JudgeScorer(EngineScorer[JudgeOptions]):
         return self._template
 
 
+def _response_format(form: Form, verdict: Verdict) -> dict[str, Any]:
+    if form == "none":
+        return {}
+    if form == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    schema = {"name": "verdict", "strict": True, "schema": verdict.schema}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
 class _Prompts:
-    """The questions of one group: what they share is drawn once, the code of a completion's fence for each."""
+    """The questions of one group. Their common part has one code, the fences of each question have another."""
 
     def __init__(self, scorer: JudgeScorer, group: Group, verdict: Verdict, **shared: Any):
         self._scorer = scorer
@@ -219,7 +239,7 @@ class _Prompts:
             self._refuse_different()
 
     def question(self, row: int, **judged: int | list[int]) -> Question:
-        """With the prompt and columns of a row; `judged` fills gaps of the template with completions, by index."""
+        """A question with the prompt and columns of a row; `judged` says which completions fill which gaps."""
         code = new_code()
         return self._template.messages(
             **self._shared,
@@ -265,7 +285,7 @@ def _mean(answers: Sequence[Answer | Score], value_of: Callable[[Any], float]) -
 
 
 def _first_failure(answers: Sequence[Answer | Score]) -> Score | None:
-    """The first answer that is none, with the call that it befell."""
+    """The first failure among the answers, and which call it was."""
     for index, answer in enumerate(answers):
         if isinstance(answer, Score):
             which = f"call {index + 1} of {len(answers)}: " if len(answers) > 1 else ""
@@ -281,7 +301,7 @@ def _part(
 
 
 def _turned(answer: Answer | Score, is_in_order: bool) -> Answer | Score:
-    """The outcome for the pair's first, whichever of the two stood first."""
+    """The outcome for the first of the pair, whichever of the two was shown first."""
     if isinstance(answer, Score):
         return answer
     outcome = _OUTCOMES[answer.value]
@@ -296,7 +316,7 @@ def _of_comparisons(count: int, outcomes: dict[Pair, Score]) -> list[Score]:
 
 
 def _why_none(index: int, outcomes: dict[Pair, Score]) -> Score:
-    """The failure of one of its comparisons; if all of its own were sound, those that they were with are out."""
+    """Why a completion has no win rate: a comparison of its own failed, or all of its siblings were removed."""
     for pair, score in outcomes.items():
         if index in pair and score.value is None:
             sibling = pair[1] if pair[0] == index else pair[0]

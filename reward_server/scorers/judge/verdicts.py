@@ -1,15 +1,29 @@
-"""What a judge is to answer, as JSON schema, and the reading of what it did answer: exactly that, or nothing.
+"""What a judge must answer, as a JSON schema, and the strict reading of what it did answer.
 
-Knows nothing of calls. A verdict is one JSON object with the schema's keys and no others, each once, and nothing around
-it: no search for something that looks like a verdict, since a judge may quote one from the text that it judges.
+Knows nothing of calls. A verdict is one JSON object with the schema's keys and no others, each key once. Two things
+that belong to the judge's own form are taken off first, each at most once and in this order: one closed block of
+thoughts before the verdict, as reasoning models write it behind an engine that does not parse it, and one code fence
+around the whole verdict. Anything else around the object makes the answer malformed. Nothing searches for something
+that looks like a verdict, since a judge may quote one from the text that it judges.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# How a block of thoughts opens and closes: Qwen3 and DeepSeek R1, Magistral, gpt-oss (its channels).
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+)
+_FENCE = re.compile(r"```\w*[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
+_TEXT_PARTS = ("text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning")
 
 
 class VerdictError(ValueError):
@@ -18,9 +32,9 @@ class VerdictError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is asked for beside the reasoning: the key, its JSON schema, and the values that are allowed.
+    """What is asked for besides the reasoning: the key, its JSON schema, and the allowed values.
 
-    `count` is how many values, each once, the key's list holds; None if it holds one value and no list.
+    With `count` the key holds a list of so many values, each of them once; without it, a single value.
     """
 
     key: str
@@ -34,7 +48,7 @@ class Verdict:
         value: dict[str, Any] = {"type": kind, "enum": list(self.allowed)}
         if self.count is not None:
             value = {"type": "array", "items": value, "minItems": self.count, "maxItems": self.count}
-        # In this order: what is generated first is what the rest is based on.
+        # The reasoning comes first, so that the value is generated from it.
         properties = {**({"reasoning": {"type": "string"}} if self.has_reasoning else {}), self.key: value}
         return {
             "type": "object",
@@ -56,7 +70,7 @@ class Verdict:
     def read(self, text: str) -> tuple[Any, str]:
         """The value and the reasoning of an answer. Raises VerdictError."""
         try:
-            answer = json.loads(text, object_pairs_hook=_each_once)
+            answer = json.loads(unwrapped(text), object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise VerdictError(f"the verdict is not one JSON object ({error}): {text!r:.80}") from error
         keys = {"reasoning", self.key} if self.has_reasoning else {self.key}
@@ -91,9 +105,58 @@ def text_of_answer(answer: Any) -> str:
     if choice.get("finish_reason") not in ("stop", None):
         hint = "; raise max_tokens" if choice.get("finish_reason") == "length" else ""
         raise VerdictError(f"the verdict ended by {choice.get('finish_reason')!r:.40}{hint}")
-    if not isinstance(content := message.get("content"), str):
-        raise VerdictError(f"the judge's message has no text, but {content!r:.80}")
-    return content
+    return _text_of_content(message)
+
+
+def _text_of_content(message: Mapping[str, Any]) -> str:
+    """A message's text: its content, or the text parts of its content. Thoughts beside or among them are no verdict."""
+    content = message.get("content")
+    parts = [content] if isinstance(content, str) else content if isinstance(content, list) else []
+    texts = [_text_of_part(part) for part in parts]
+    if None in texts or not parts:
+        raise VerdictError(f"the judge's message has no text, but {content!r:.80}{_hint(message)}")
+    return "".join(text for text in texts if text is not None)
+
+
+def _text_of_part(part: Any) -> str | None:
+    """The text of a part of a message's content; None for what is no text, such as an image."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping) or part.get("type") not in (*_TEXT_PARTS, *_THOUGHT_PARTS):
+        return None
+    if part["type"] in _THOUGHT_PARTS:
+        return ""
+    return part["text"] if isinstance(part.get("text"), str) else None
+
+
+def _hint(message: Mapping[str, Any]) -> str:
+    if not any(message.get(key) for key in ("reasoning", "reasoning_content")):
+        return ""
+    return (
+        "; the engine took all of it for reasoning: raise max_tokens, or switch the engine's reasoning parser off "
+        "where the judge does not think"
+    )
+
+
+def unwrapped(text: str) -> str:
+    """The answer without a block of thoughts before it and a code fence around it, if it has them.
+
+    The opening tag may be missing, since some chat templates put it into the prompt (DeepSeek R1, Qwen3 Thinking). An
+    answer that begins as a JSON object or a fence has no thoughts before it: a closing tag in it is quoted.
+    """
+    text = text.strip()
+    if not text.startswith(("{", "```")):
+        text = _without_thoughts(text)
+    fence = _FENCE.fullmatch(text)
+    return fence[1] if fence is not None else text
+
+
+def _without_thoughts(text: str) -> str:
+    for opening, closing in _THOUGHTS:
+        thoughts, found, rest = text.partition(closing)
+        if found and opening not in thoughts.removeprefix(opening):
+            return rest.strip()
+    return text
 
 
 def tokens_of_answer(answer: Any) -> int | None:

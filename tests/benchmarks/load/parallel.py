@@ -20,7 +20,7 @@ import grpc.aio
 
 from reward_server import wire
 from reward_server.launch import ServerProcess, launch_server
-from reward_server.scorers.base import Place, Result, Scorer
+from reward_server.scorers.base import ExecutorKind, Result, Scorer
 from reward_server.types import Completion, Group, Score, Status
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
 from tests.benchmarks.load.settings import Settings, table
@@ -35,7 +35,7 @@ SCORERS = {"workers": "InWorkers", "processes": "OnLoop"}
 class InWorkers(Scorer):
     """Computes, in the worker processes."""
 
-    place = Place.WORKER
+    place = ExecutorKind.WORKER
 
     def score(self, group: Group) -> Result:
         return Result(tuple(Score(Status.OK, _computed(len(text))) for text in group.contents()))
@@ -44,7 +44,7 @@ class InWorkers(Scorer):
 class OnLoop(InWorkers):
     """Computes, on the event loop of a server process."""
 
-    place = Place.LOOP
+    place = ExecutorKind.LOOP
 
 
 def _computed(seed: int) -> float:

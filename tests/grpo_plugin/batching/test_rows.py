@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from grpo_plugin.batching.metrics import StepMetrics
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, StepRows, trim, trimmed
 from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS
@@ -45,11 +44,62 @@ def test_a_micro_batch_is_as_narrow_as_its_rows_allow_and_never_nothing() -> Non
     assert trim(one)["completion_ids"].shape == (1, 1)
 
 
-def test_ratios_of_one_value_a_row_keep_their_shape() -> None:
-    made = {**batch((2, 5), (2, 3)), "importance_sampling_ratio": torch.ones(2, 1)}
-    assert trimmed({name: v if v.dim() == 0 else v[1:] for name, v in made.items()}, None)[
-        "importance_sampling_ratio"
-    ].shape == (1, 1)
+def test_completions_of_a_micro_batch_are_two_wide_at_least_since_trl_takes_width_1_for_a_value_a_row() -> None:
+    made = batch((2, 1), (2, 1))
+    assert trimmed(made, None)["completion_mask"].tolist() == [[1, 0], [1, 0]]
+    step_rows = StepRows.of([made], ONE)
+    assert step_rows is not None
+    for found in step_rows.micro_batches((((0, 1), ()),), ONE, None):
+        assert found["completion_ids"].shape[1] == found["old_per_token_logps"].shape[1] == 2
+
+
+def test_the_ratio_of_a_whole_completion_is_told_by_its_name_also_where_every_completion_has_one_token() -> None:
+    # On rank 0 every completion has one token, so that ratios of tokens would have the same shape, (N, 1).
+    def act(ranks: Ranks) -> Any:
+        made = batch((2, 1), (2, 1)) if ranks.rank == 0 else batch((2, 5), (2, 3))
+        made["importance_sampling_ratio"] = torch.tensor([[0.5], [2.0]]) + ranks.rank
+        assert trimmed(made, None, sequence_ratios=True)["importance_sampling_ratio"].shape == (2, 1)
+        step_rows = StepRows.of([made], ranks, sequence_ratios=True)
+        assert step_rows is not None
+        (found,) = step_rows.micro_batches((((0, 3),), ((1, 2),)), ranks, None)
+        return found["importance_sampling_ratio"].tolist()
+
+    assert on_ranks(2, act) == [[[0.5], [3.0]], [[2.0], [1.5]]]
+
+
+def test_ratios_of_tokens_are_padded_with_1_wherever_rows_are_widened() -> None:
+    def act(ranks: Ranks) -> Any:
+        made = batch((2, 4), (2, 1)) if ranks.rank == 0 else batch((2, 1), (2, 2))
+        made["importance_sampling_ratio"] = torch.where(made["completion_mask"] > 0, 0.5, 1.0)
+        step_rows = StepRows.of([made], ranks)
+        assert step_rows is not None
+        batches = step_rows.micro_batches((((0, 3), ()), ((1,), (2,))), ranks, 8 if ranks.rank else None)
+        return [found["importance_sampling_ratio"].tolist() for found in batches]
+
+    (first, filler), others = on_ranks(2, act)
+    assert first == [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]], "a row that came from a rank of shorter rows"
+    assert filler == [[1.0, 1.0]]
+    assert others == [[[0.5] + [1.0] * 7]] * 2, "rounded up to a multiple of 8"
+
+
+def test_a_filler_has_ratio_1_and_no_advantage_whatever_the_row_it_is_made_of() -> None:
+    made = {
+        **batch((3, 4)),
+        "old_per_token_logps": torch.full((1, 4), -200.0),  # exp(200) is no float32
+        "ref_per_token_logps": torch.full((1, 4), 200.0),
+        "sampling_per_token_logps": torch.full((1, 4), torch.nan),
+        "importance_sampling_ratio": torch.full((1, 1), 7.0),
+        "tool_mask": torch.zeros(1, 4, dtype=torch.int64),
+        KEPT: torch.ones(1),
+    }
+    step_rows = StepRows.of([made], ONE, sequence_ratios=True)
+    assert step_rows is not None
+    _, filler = step_rows.micro_batches((((0,), ()),), ONE, None)
+    for name in ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"):
+        assert filler[name].tolist() == [[0.0, 0.0]], name
+    assert filler["importance_sampling_ratio"].tolist() == [[1.0]]
+    assert filler["completion_mask"].tolist() == [[0, 0]]
+    assert (filler["advantages"].tolist(), filler[KEPT].tolist()) == ([0.0], [0.0])
 
 
 @pytest.mark.parametrize("more", [{"pixel_values": torch.ones(2, 3)}, {"num_images": [1, 1]}])
@@ -74,6 +124,16 @@ def test_what_one_rank_does_not_know_is_left_alone_by_all() -> None:
     assert on_ranks(2, act) == [None, None]
 
 
+@pytest.mark.parametrize(
+    "more", [{"tool_mask": torch.ones(2, 3, dtype=torch.int64)}, {"advantages": torch.ones(2).half()}]
+)
+def test_ranks_whose_rows_have_other_fields_or_types_leave_theirs_alone(more: dict[str, Any]) -> None:
+    def act(ranks: Ranks) -> Any:
+        return StepRows.of([{**batch((2, 3), (2, 3)), **(more if ranks.rank else {})}], ranks)
+
+    assert on_ranks(2, act) == [None, None]
+
+
 def test_weights_keep_trls_denominators() -> None:
     # Two micro-batches of B = 2; rows 0, 1, 3 train, in micro-batches of 2 and 1: b / B is 1 and 1/2.
     step_rows = StepRows.of([batch((2, 3), (2, 1)), batch((2, 2), (2, 3), first=20)], ONE)
@@ -81,7 +141,7 @@ def test_weights_keep_trls_denominators() -> None:
     found = step_rows.micro_batches((((0, 3), (1,)),), ONE, None)
     assert [made[ROW_WEIGHT] for made in found] == [1.0, 0.5]
     assert [made["completion_ids"][:, 0].tolist() for made in found] == [[10, 21], [11]]
-    assert [made["completion_ids"].shape[1] for made in found] == [3, 1]
+    assert [made["completion_ids"].shape[1] for made in found] == [3, 2]
     assert [made[MICRO_BATCH_STATS] for made in found] == [
         MicroBatchStats(6, 2, 0, 2, False),
         MicroBatchStats(1, 1, 0, 1, True),
@@ -131,40 +191,9 @@ def test_rows_move_with_all_they_have_and_a_rank_without_work_gets_a_filler() ->
     assert first["completion_ids"].tolist() == [[10, 10, 10, 10], [21, 21, 0, 0]]
     assert first["old_per_token_logps"][1].tolist() == [-21.0, -21.0, 0.0, 0.0]
     assert first["prompt_mask"].tolist() == [[1, 1], [0, 1]]
-    assert filler["completion_mask"].tolist() == [[0]]
+    assert filler["completion_mask"].tolist() == [[0, 0]]
     assert filler["advantages"].tolist() == [0.0]
     assert filler[ROW_WEIGHT] == 0.0
-    assert staying["completion_ids"].tolist() == [[20]]
-    assert arrived["completion_ids"].tolist() == [[11]]
+    assert staying["completion_ids"].tolist() == [[20, 0]]
+    assert arrived["completion_ids"].tolist() == [[11, 0]]
     assert filler[MICRO_BATCH_STATS] == arrived[MICRO_BATCH_STATS] == MicroBatchStats(1, 1, 1, 1, True)
-
-
-def test_metrics_of_a_step_are_means_over_its_tokens_and_rows_minima_and_maxima_as_they_are() -> None:
-    low_high = {"clip_ratio/low_min": [], "clip_ratio/high_max": []}
-    metrics: dict[str, list[float]] = {"reward": [1.0], "entropy": [], **low_high}
-    step = StepMetrics()
-    first, second = (
-        (2.0, 0.1, 0.2, MicroBatchStats(30, 3, 0, 3, False)),
-        (4.0, 0.3, 0.9, MicroBatchStats(10, 1, 1, 1, True)),
-    )
-    for entropy, low, high, stats in (first, second):
-        with step.collected(metrics, stats, sequence_level=False):
-            metrics["entropy"].append(entropy)
-            metrics["clip_ratio/low_min"].append(low)
-            metrics["clip_ratio/high_max"].append(high)
-    assert metrics == {"reward": [1.0], "entropy": [2.5], "clip_ratio/low_min": [0.1], "clip_ratio/high_max": [0.9]}
-
-
-def test_a_filler_does_not_count_in_means_over_rows() -> None:
-    metrics: dict[str, list[float]] = {"clip_ratio/low_mean": [], "vespo/phi_seq_mean": []}
-    with StepMetrics().collected(metrics, MicroBatchStats(8, 1, 1, 1, True), sequence_level=True):
-        metrics["clip_ratio/low_mean"].append(0.5)  # (1 + 0) / 2 rows, the filler's 0 among them
-        metrics["vespo/phi_seq_mean"].append(2.0)  # (3 + 1) / 2 rows, the filler's 1 among them
-    assert metrics == {"clip_ratio/low_mean": [1.0], "vespo/phi_seq_mean": [3.0]}
-
-
-def test_a_step_of_fillers_alone_has_no_metrics() -> None:
-    metrics: dict[str, list[float]] = {"entropy": []}
-    with StepMetrics().collected(metrics, MicroBatchStats(0, 0, 2, 1, True), sequence_level=False):
-        metrics["entropy"].append(0.0)
-    assert metrics == {"entropy": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ def test_help_loads_neither_torch_nor_trl() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "quickstart" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"grpo-plugin {project['version']}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["plot"], ["quickstart", "--seed", "x"]])

@@ -64,9 +64,21 @@ def test_a_run_of_stock_trl_is_drawn_from_its_trainer_state(tmp_path: Path) -> N
     assert read_metrics(tmp_path).scorers() == ["right"]
 
 
-def test_a_scorer_that_applied_to_nothing_is_left_out_of_the_line(tmp_path: Path) -> None:
-    metrics = read_metrics(write_lines(tmp_path, [LOGS[0], {"step": 2, "reward": 1.0, "rewards/right/mean": None}]))
-    assert metrics.series("rewards/right/mean") == ([1.0], [0.0])
+@pytest.mark.parametrize("nothing", [{}, {"rewards/right/mean": None}, {"rewards/right/mean": float("nan")}])
+def test_a_step_without_a_value_is_a_gap(tmp_path: Path, nothing: dict[str, Any]) -> None:
+    logs = [LOGS[0], {"step": 2, "reward": 1.0, **nothing}, {**LOGS[1], "step": 3}]
+    metrics = read_metrics(write_lines(tmp_path, logs))
+    steps, values = metrics.series("rewards/right/mean")
+    assert steps == [1.0, 2.0, 3.0]
+    assert values == [0.0, pytest.approx(float("nan"), nan_ok=True), 0.5]
+    assert plot_run(str(tmp_path)).stat().st_size > 0
+
+
+def test_a_run_that_began_again_in_the_same_folder_is_drawn_alone(tmp_path: Path) -> None:
+    first = [{"step": step, "reward": 0.0} for step in range(1, 6)]
+    resumed = [{"step": step, "reward": 1.0} for step in (3, 4)]
+    metrics = read_metrics(write_lines(tmp_path, [*first, *resumed]))
+    assert metrics.series("reward") == ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -81,3 +93,9 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, logs: Any, output: str | N
 def test_the_moving_average_takes_fewer_neighbours_at_the_ends() -> None:
     # window 1: (0+3)/2, (0+3+6)/3, (3+6)/2
     assert moving_average([0.0, 3.0, 6.0], window=lambda n: 1) == [1.5, 3.0, 4.5]
+
+
+def test_the_moving_average_leaves_gaps_and_does_not_count_them() -> None:
+    nan = float("nan")
+    smooth = moving_average([1.0, nan, 3.0, 5.0], window=lambda n: 1)
+    assert smooth == [1.0, pytest.approx(nan, nan_ok=True), 4.0, 4.0]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from grpo_plugin.rewards import policies
-from grpo_plugin.rewards.policies import DropGroup, DropSample, DropScorer, leave_small_groups
-from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, leave_out, mask_out, tokens_N, weigh, zero_std_share
+from grpo_plugin.rewards.policies import DropGroup, DropSample, DropScorer, drop_small_groups
+from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, drop_failed, mask_out, tokens_N, weigh, zero_std_share
 
 # Two groups of three completions, two scorers: the second scorer failed on the first group's last completion.
 ONE_FAILED = np.array([[[0, 0], [0, 0], [0, 1]], [[0, 0], [0, 0], [0, 0]]], bool)
@@ -23,20 +23,20 @@ def left(rewards: torch.Tensor) -> list[list[float | None]]:
 
 
 def test_drop_sample_takes_the_completion_and_nobody_else() -> None:
-    rewards, dropped = leave_out(REWARDS, BOTH, ONE_FAILED, DropSample(), min_group_size=2)
+    rewards, dropped = drop_failed(REWARDS, BOTH, ONE_FAILED, DropSample(), min_group_size=2)
     assert dropped.tolist() == [False, False, True, False, False, False]
     assert left(rewards)[2] == [None, None]
     assert left(rewards)[:2] == [[1.0, 10.0], [2.0, 20.0]]
 
 
 def test_drop_group_takes_the_whole_group_and_not_the_next() -> None:
-    rewards, dropped = leave_out(REWARDS, BOTH, ONE_FAILED, DropGroup(), min_group_size=2)
+    rewards, dropped = drop_failed(REWARDS, BOTH, ONE_FAILED, DropGroup(), min_group_size=2)
     assert dropped.tolist() == [True, True, True, False, False, False]
     assert left(rewards)[3:] == [[4.0, 40.0], [5.0, 50.0], [6.0, 60.0]]
 
 
 def test_drop_scorer_leaves_the_scorer_out_for_the_whole_group_so_that_siblings_stay_comparable() -> None:
-    rewards, dropped = leave_out(REWARDS, BOTH, ONE_FAILED, DropScorer(), min_group_size=2)
+    rewards, dropped = drop_failed(REWARDS, BOTH, ONE_FAILED, DropScorer(), min_group_size=2)
     assert not dropped.any()
     assert left(rewards)[:3] == [[1.0, None], [2.0, None], [3.0, None]]
     assert left(rewards)[3:] == [[4.0, 40.0], [5.0, 50.0], [6.0, 60.0]]
@@ -45,34 +45,34 @@ def test_drop_scorer_leaves_the_scorer_out_for_the_whole_group_so_that_siblings_
 def test_drop_scorer_drops_a_group_that_has_no_scorer_left() -> None:
     all_failed = np.ones((2, 3, 2), bool)
     all_failed[1] = False
-    _, dropped = leave_out(REWARDS, BOTH, all_failed, DropScorer(), min_group_size=2)
+    _, dropped = drop_failed(REWARDS, BOTH, all_failed, DropScorer(), min_group_size=2)
     assert dropped.tolist() == [True] * 3 + [False] * 3
 
 
 def test_a_local_reward_survives_drop_scorer_and_not_drop_sample() -> None:
     local_first = torch.cat([torch.ones(6, 1), REWARDS[:, 1:]], dim=1)
     failed = ONE_FAILED[:, :, 1:]
-    kept, dropped = leave_out(local_first, slice(1, 2), failed, DropScorer(), min_group_size=2)
+    kept, dropped = drop_failed(local_first, slice(1, 2), failed, DropScorer(), min_group_size=2)
     assert not dropped.any()
     assert left(kept)[0] == [1.0, None]
-    gone, dropped = leave_out(local_first, slice(1, 2), failed, DropSample(), min_group_size=2)
+    gone, dropped = drop_failed(local_first, slice(1, 2), failed, DropSample(), min_group_size=2)
     assert left(gone)[2] == [None, None]
 
 
 def test_a_completion_that_no_scorer_applies_to_is_trls_and_not_dropped() -> None:
     rewards = torch.full((6, 2), math.nan)
-    _, dropped = leave_out(rewards, BOTH, ONE_FAILED, DropScorer(), min_group_size=2)
+    _, dropped = drop_failed(rewards, BOTH, ONE_FAILED, DropScorer(), min_group_size=2)
     assert dropped.tolist() == [True] * 3 + [False] * 3  # the second group has no failure
 
 
 @pytest.mark.parametrize(("least", "leaves"), [(2, False), (3, True)])
 def test_a_group_with_too_few_survivors_leaves(least: int, leaves: bool) -> None:
     dropped = np.array([[False, False, True], [False, False, False]])
-    assert leave_small_groups(dropped, least).tolist() == [[leaves, leaves, True], [False] * 3]
+    assert drop_small_groups(dropped, least).tolist() == [[leaves, leaves, True], [False] * 3]
 
 
 def test_a_group_that_lost_nobody_never_leaves_however_small() -> None:
-    assert not leave_small_groups(np.zeros((2, 1), bool), 2).any()
+    assert not drop_small_groups(np.zeros((2, 1), bool), 2).any()
 
 
 def test_a_policy_of_ones_own_comes_by_module_and_attribute() -> None:

@@ -9,70 +9,26 @@ import inspect
 import json
 import logging
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import trl
 import yaml
-from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from accelerate.logging import MultiProcessAdapter
 from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from grpo_plugin.config import setting
-from reward_server.errors import ConfigError, InvalidGroupError, ScoringFailedError, UnavailableError
-from tests.conftest import function
+from reward_server.errors import ConfigError, ScoringFailedError, UnavailableError
 from tests.support import scoring
 from tests.support.builders import make_dataset
+from tests.support.servers import function
+from tests.support.training import ONE_MICRO_BATCH, largest_difference, moved, remote, stock, train
 
 pytestmark = pytest.mark.slow
 
-ARGS = {
-    "max_steps": 5,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 12,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "bf16": False,
-    "activation_checkpointing": False,
-}
-
 Serve = Callable[..., Any]
-
-
-def train(
-    cls: type, model: str, args: GRPOConfig, rewards: Any = None, data: Dataset | None = None, **more: Any
-) -> Any:
-    trainer = cls(model, reward_funcs=rewards, args=args, train_dataset=data or make_dataset(), **more)
-    trainer.train()
-    return trainer
-
-
-def remote(tmp_path: Path, server: Any = None, **changes: Any) -> RemoteGRPOConfig:
-    endpoint = {} if server is None else {"reward_endpoint": server.endpoint}
-    return RemoteGRPOConfig(str(tmp_path / "ours"), **{**ARGS, "token_batches": False, **endpoint, **changes})
-
-
-def stock(tmp_path: Path, **changes: Any) -> GRPOConfig:
-    return GRPOConfig(str(tmp_path / "stock"), **{**ARGS, **changes})
-
-
-def largest_difference(a: Any, b: Any) -> float:
-    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
-    return max((x - y).abs().max().item() for x, y in pairs)
-
-
-def moved(trainer: Any, model: str) -> bool:
-    start = AutoModelForCausalLM.from_pretrained(model).state_dict()
-    return any(not torch.equal(value, start[name]) for name, value in trainer.model.state_dict().items())
 
 
 # ---------------------------------------------------------------------------------------------------- as TRL, when off
@@ -84,7 +40,7 @@ def test_with_local_rewards_only_the_weights_are_those_of_stock_trl(
 ) -> None:
     rewards = [scoring.vowels, scoring.even_length]
     off = {"token_batches": False} if config is RemoteGRPOConfig else {}
-    args = config(str(tmp_path / "ours"), **ARGS, **off, beta=0.04)
+    args = config(str(tmp_path / "ours"), **ONE_MICRO_BATCH, **off, beta=0.04)
     ours = train(RemoteGRPOTrainer, tiny_model, args, list(rewards))
     theirs = train(GRPOTrainer, tiny_model, stock(tmp_path, beta=0.04), list(rewards))
     assert moved(ours, tiny_model)
@@ -235,11 +191,16 @@ def test_the_old_policy_as_anchor_needs_no_reference_model_and_equals_a_referenc
     assert largest_difference(ours, theirs) < 1e-6
 
 
-def test_where_the_policy_that_samples_is_updated_the_old_anchor_costs_nothing(tiny_model: str, tmp_path: Path) -> None:
+def test_where_the_policy_that_samples_is_updated_the_old_anchor_costs_nothing_and_says_so_once(
+    tiny_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    MultiProcessAdapter.warning_once.cache_clear()
     ours = train(RemoteGRPOTrainer, tiny_model, remote(tmp_path, kl_anchor="old", beta=0.5), scoring.vowels)
     theirs = train(GRPOTrainer, tiny_model, stock(tmp_path, beta=0.0), scoring.vowels)
     assert {log["kl"] for log in ours.state.log_history[:5]} == {0.0}
     assert largest_difference(ours, theirs) == 0.0
+    assert caplog.text.count("kl_anchor 'old' with beta 0.5 has no effect") == 1
+    assert "a multiple of steps_per_generation × num_iterations (1 × 1)" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ provenance
@@ -312,13 +273,6 @@ def test_a_column_that_a_scorer_needs_and_the_data_lacks_is_named_before_the_mod
         RemoteGRPOTrainer("no/such/model", args=args, train_dataset=data)
 
 
-def test_a_column_that_cannot_be_json_is_named_before_the_model_loads(tmp_path: Path, serve: Serve) -> None:
-    args = remote(tmp_path, serve(function("vowels")))
-    data = make_dataset().add_column("when", [datetime(2026, 1, 1)] * 12)
-    with pytest.raises(InvalidGroupError, match=r"column 'when' cannot be sent.*datetime.*reward_columns"):
-        RemoteGRPOTrainer("no/such/model", args=args, train_dataset=data)
-
-
 def test_a_group_beyond_the_servers_limit_stops_training_whatever_the_policy(
     tiny_model: str, tmp_path: Path, serve: Serve
 ) -> None:
@@ -367,7 +321,7 @@ def test_a_deadline_that_would_outlast_the_process_group_is_refused_with_both_nu
         world_size = 2  # what a launcher would have said
 
     with pytest.raises(ValueError, match=r"reward_timeout_s \(300\) would outlast.*ddp_timeout \(120\)"):
-        OnTwoRanks(str(tmp_path), **{**ARGS, "ddp_timeout": 120})
+        OnTwoRanks(str(tmp_path), **{**ONE_MICRO_BATCH, "ddp_timeout": 120})
 
 
 def test_a_plain_config_has_our_defaults() -> None:
@@ -377,4 +331,4 @@ def test_a_plain_config_has_our_defaults() -> None:
 
 def test_a_plain_config_has_trls_own_micro_batches(tmp_path: Path) -> None:
     assert setting(stock(tmp_path), "token_batches") is False
-    assert setting(RemoteGRPOConfig(str(tmp_path), **ARGS), "token_batches") is True
+    assert setting(RemoteGRPOConfig(str(tmp_path), **ONE_MICRO_BATCH), "token_batches") is True

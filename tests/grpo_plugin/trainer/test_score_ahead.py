@@ -16,9 +16,9 @@ from trl import GRPOTrainer
 from grpo_plugin import RemoteGRPOTrainer
 from grpo_plugin.trainer.score_ahead import Lookahead
 from reward_server.errors import ScoringFailedError
-from tests.conftest import function
-from tests.grpo_plugin.trainer.test_remote import remote
 from tests.support.builders import make_dataset
+from tests.support.servers import function
+from tests.support.training import remote
 
 pytestmark = pytest.mark.slow
 

@@ -94,14 +94,14 @@ def test_score_exits_with_1_and_says_why_where_a_score_failed(config: Any, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is nothing to score: give --completion TEXT, or --input FILE"),
+        ([], "there is nothing to score: give --completion TEXT or --input FILE"),
         (["--completion", "a", "--column", "answer"], "must have the form NAME=JSON"),
         (["--completion", "a", "--column", "answer=four"], "answer='\"four\"'"),
         (["--completion", "a", "--scorer", "shrot"], "did you mean 'short'?"),
         (["--completion", "a"], "scorer 'right' needs the column 'answer', and the group has none"),
         (["--input", "/no/such.jsonl"], "cannot read /no/such.jsonl"),
         (["--input", "/dev/null"], "/dev/null holds no rows"),
-        (["--input", "/dev/null", "--completion", "a"], "--input brings its own completions"),
+        (["--input", "/dev/null", "--completion", "a"], "the rows of --input have their own completions"),
     ],
 )
 def test_score_refuses_bad_input(

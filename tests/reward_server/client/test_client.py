@@ -7,88 +7,29 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import pytest
 
-from reward_server import wire
 from reward_server.client import AsyncRewardClient, RewardClient
-from reward_server.client.base import target_of
 from reward_server.errors import (
     CallError,
-    ConfigError,
     DeadlineError,
     GroupTooLargeError,
     InvalidGroupError,
     UnavailableError,
     WireVersionError,
 )
-from reward_server.types import GroupScores, Limits, Score, ScorerScores, ServerInfo, Status
 from reward_server.v1 import reward_pb2 as pb
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
-from tests.conftest import function
 from tests.support.builders import make_group
+from tests.support.peers import Peer, peer, scores_for
+from tests.support.servers import function
 
 Serve = Callable[..., Any]
-
-
-class Peer(pb_grpc.RewardServiceServicer):
-    """A peer that is no server of ours: answers as a test says, to see what the client makes of it."""
-
-    def __init__(self, answer: Callable[[pb.ScoreGroupRequest, grpc.ServicerContext], Any], wire_version: int = 1):
-        self.answer = answer
-        self.wire_version = wire_version
-        self.calls = 0
-
-    def ScoreGroup(self, request: Any, context: Any) -> Any:
-        self.calls += 1
-        return self.answer(request, context)
-
-    def GetServerInfo(self, request: Any, context: Any) -> Any:
-        return wire.encode_info(ServerInfo(self.wire_version, "9.9", "d", (), Limits(1000, 10)))
-
-
-@contextmanager
-def peer(answer: Any = None, wire_version: int = 1) -> Iterator[tuple[str, Peer]]:
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    port = server.add_insecure_port("127.0.0.1:0")
-    servicer = Peer(answer, wire_version)
-    pb_grpc.add_RewardServiceServicer_to_server(servicer, server)
-    server.start()
-    yield f"127.0.0.1:{port}", servicer
-    server.stop(None).wait(5)
-
-
-def scores_for(request: Any, count: int) -> Any:
-    scorer = ScorerScores("s", "1", 1.0, tuple(Score(Status.OK, float(index)) for index in range(count)))
-    return wire.encode_scores(GroupScores(request.group_id, (scorer,)))
-
-
-# ---------------------------------------------------------------------------------------------------------- endpoints
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "target"),
-    [
-        ("localhost:50051", "dns:///localhost:50051"),
-        ("[::1]:50051", "dns:///[::1]:50051"),
-        ("unix:/tmp/x.sock", "unix:/tmp/x.sock"),
-        (["rewards.example:1"], "dns:///rewards.example:1"),
-        (["127.0.0.1:1", "127.0.0.2:2"], "ipv4:127.0.0.1:1,127.0.0.2:2"),
-    ],
-)
-def test_an_endpoint_becomes_a_target(endpoint: Any, target: str) -> None:
-    assert target_of(endpoint) == target
-
-
-@pytest.mark.parametrize("endpoint", ["localhost", "http://localhost:1", "localhost:port", "localhost:99999", ":1", []])
-def test_what_is_no_endpoint_is_named(endpoint: Any) -> None:
-    with pytest.raises(ConfigError, match="endpoint"):
-        RewardClient(endpoint)
 
 
 # ------------------------------------------------------------------------------------------------------- real servers

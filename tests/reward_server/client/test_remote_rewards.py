@@ -10,9 +10,9 @@ import pytest
 
 from reward_server.client import remote_rewards
 from reward_server.errors import ConfigError, ScoringFailedError
-from tests.conftest import SCORING, function
 from tests.support import scoring
 from tests.support.builders import make_dataset
+from tests.support.servers import SCORING, function
 
 Serve = Callable[..., Any]
 

@@ -1,8 +1,7 @@
-"""When a call is tried again, worked by hand: back-off, push-back, budget, hedge. And timers."""
+"""When a call is tried again, worked by hand: back-off, push-back, budget, hedge."""
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
@@ -11,10 +10,9 @@ import pytest
 
 from reward_server.client import RewardClient
 from reward_server.client.retries import Budget, Retries, pushback_of
-from reward_server.client.timers import Timers
 from reward_server.errors import TABLE, ConfigError
-from tests.reward_server.client.test_client import peer
 from tests.support.builders import make_group
+from tests.support.peers import peer
 from tests.support.processes import wait_until
 
 
@@ -118,26 +116,6 @@ def test_a_call_is_hedged_twice_at_most_and_by_default_never() -> None:
 def test_what_is_no_hedge_is_refused_by_its_value(value: Any) -> None:
     with pytest.raises(ConfigError, match=f"hedge_after_s.*{value!r}"):
         RewardClient("localhost:1", hedge_after_s=value)
-
-
-def test_timers_act_in_their_order_and_their_thread_ends_when_nothing_is_due() -> None:
-    timers, acted, last = Timers(), [], threading.Event()
-    timers.after(0.06, lambda: (acted.append("second"), last.set()))  # type: ignore[func-returns-value]
-    timers.after(0.02, lambda: acted.append("first"))
-    timers.after(0.04, lambda: acted.append("never")).cancel()
-    assert last.wait(5)
-    assert acted == ["first", "second"]
-    assert wait_until(lambda: timers._thread is None, 5)
-    last.clear()
-    timers.after(0.0, last.set)
-    assert last.wait(5)
-
-
-def test_hurry_makes_what_is_due_later_due_now() -> None:
-    timers, acted = Timers(), threading.Event()
-    timers.after(3600.0, acted.set)
-    timers.hurry()
-    assert acted.wait(5)
 
 
 def test_closing_a_client_ends_what_waits_for_its_next_attempt() -> None:

@@ -14,14 +14,15 @@ import pytest
 from reward_server.client import AsyncRewardClient
 from reward_server.config import config_from_mapping
 from reward_server.errors import DeadlineError
-from reward_server.execution import fair_queue as fair
 from reward_server.execution.batcher import Batcher
+from reward_server.execution.fair_queue import current_caller
 from reward_server.scorers.base import Result, ScorerOptions, to_score
 from reward_server.scorers.batched import BatchedScorer, Sample
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.server import RewardServer
 from reward_server.types import Group, GroupScores, Score, Status
 from tests.support.builders import make_group
+from tests.support.waiting import until
 
 OK, FAILED, TIMEOUT, NOT_APPLICABLE = Status.OK, Status.FAILED, Status.TIMEOUT, Status.NOT_APPLICABLE
 
@@ -97,12 +98,6 @@ def batcher_of(of: ScorerSet | RewardServer) -> Batcher:
     return of.batchers["lengths"]
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what the test waits for is not the test's to signal
-            await asyncio.sleep(0.005)
-
-
 async def test_groups_that_wait_share_batches_and_each_gets_its_own_scores() -> None:
     async with scorers(seconds=0.05) as loaded:
         groups = [make_group(["a" * n, "b" * (n + 1)], group_id=str(n)) for n in range(1, 13)]
@@ -167,7 +162,7 @@ async def test_runs_and_callers_share_the_model() -> None:
         order: list[str] = []
 
         async def ask(run: str, caller: str) -> None:
-            fair.caller.set((run, caller))
+            current_caller.set((run, caller))
             await loaded.score(make_group(["a" * 100], run_id=run))
             order.append(run)
 

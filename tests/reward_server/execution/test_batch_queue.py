@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from reward_server.execution.batch_queue import BatchQueue, Row, Work, choose_batch
+from reward_server.execution.batch_queue import BatchQueue, Row, WorkItem, choose_batch
 
 
-def work(lengths: Sequence[int], run: str = "run", caller: str = "") -> Work:
-    return Work([None] * len(lengths), lengths, (run, caller), asked=0.0)
+def work(lengths: Sequence[int], run: str = "run", caller: str = "") -> WorkItem:
+    return WorkItem([None] * len(lengths), lengths, (run, caller), asked=0.0)
 
 
 def emptied(queue: BatchQueue) -> list[list[Row]]:
@@ -89,7 +89,7 @@ async def test_a_run_of_one_group_is_not_behind_a_run_of_a_thousand() -> None:
     queue.add(late)
     for _ in range(12):  # 8 batches were begun when it came
         queue.next_batch()
-    assert late not in queue.works()
+    assert late not in queue.items()
     assert queue.rows > 7000
 
 
@@ -102,7 +102,7 @@ async def test_a_work_is_taken_out_of_wherever_it_is() -> None:
         queue.add(work([100]))
     queue.add(waiting)
     queue.add_batches(again.rows[:1], again.rows[1:])
-    assert queue.works() >= {begun, waiting, again}
+    assert queue.items() >= {begun, waiting, again}
     rows, tokens = queue.rows, queue.tokens
     assert [len(queue.discard(each)) for each in (begun, waiting, again, begun)] == [2, 2, 3, 0]
     assert (queue.rows, queue.tokens) == (rows - 7, tokens - 170)

@@ -1,16 +1,17 @@
-"""Work of many callers, in batches: each gets its own, what fails costs itself, what is not wanted is not computed."""
+"""Samples of many callers share batches: each caller gets its own outputs, and a failure costs its own sample only."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from reward_server.execution.batcher import Batcher, BatcherClosedError, BatchTimeoutError
+from tests.support.waiting import until
 
 LIMIT_S = 0.3
 
@@ -47,12 +48,6 @@ async def batcher(*models: Model, max_batch_tokens: int = 1000, limit_s: float =
 
 def submit(to: Batcher, *texts: str, run: str = "", caller: str = "") -> asyncio.Task[Any]:
     return asyncio.create_task(to.submit(texts, [len(text) for text in texts], (run, caller)))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what the test waits for is not the test's to signal
-            await asyncio.sleep(0.005)
 
 
 async def test_callers_share_batches_and_each_gets_its_own_outputs() -> None:

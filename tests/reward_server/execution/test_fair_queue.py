@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from reward_server.execution.fair_queue import FairQueue, Turns, caller
+from reward_server.execution.fair_queue import FairQueue, FairSemaphore, current_caller
 
 
 def order(*waiting: str) -> str:
@@ -54,31 +54,31 @@ def test_what_leaves_early_is_never_served_and_leaves_nothing_behind() -> None:
 
 
 async def test_turns_go_round_the_callers_and_a_cancelled_one_takes_none() -> None:
-    turns, served = Turns(1), []
+    semaphore, served = FairSemaphore(1), []
 
     async def use(name: str) -> None:
-        caller.set((name[0], ""))
-        async with turns:
+        current_caller.set((name[0], ""))
+        async with semaphore:
             served.append(name)
             await asyncio.sleep(0)
 
-    await turns.take()
+    await semaphore.acquire()
     tasks = [asyncio.create_task(use(name)) for name in ("a1", "a2", "a3", "b1", "b2")]
     await asyncio.sleep(0)
     tasks[1].cancel()
     await asyncio.sleep(0)
-    turns.give_back()
+    semaphore.release()
     await asyncio.wait(tasks)
     assert served == ["a1", "b1", "a3", "b2"]
-    await asyncio.wait_for(turns.take(), 1)  # and the turn is free again
+    await asyncio.wait_for(semaphore.acquire(), 1)  # and the turn is free again
 
 
 async def test_a_turn_that_is_given_to_a_caller_who_is_cancelled_at_once_is_given_on() -> None:
-    turns = Turns(1)
-    await turns.take()
-    first, second = asyncio.create_task(turns.take()), asyncio.create_task(turns.take())
+    semaphore = FairSemaphore(1)
+    await semaphore.acquire()
+    first, second = asyncio.create_task(semaphore.acquire()), asyncio.create_task(semaphore.acquire())
     await asyncio.sleep(0)
-    turns.give_back()
+    semaphore.release()
     first.cancel()
     await asyncio.wait_for(second, 1)
     assert first.cancelled() or (await asyncio.gather(first, return_exceptions=True))

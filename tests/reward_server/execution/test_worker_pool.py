@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from reward_server.execution.worker_pool import WorkerPool
 from reward_server.scorers.registry import parse_options
 from reward_server.types import Status
 from tests.support.builders import make_group
+from tests.support.processes import is_alive
+from tests.support.waiting import until
 
 FILE = Path(__file__).parents[2] / "support" / "misbehaving.py"
 
@@ -48,19 +50,6 @@ async def failure(pool: WorkerPool, *completions: str, timeout_s: float = 20) ->
     return caught.value
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - of other processes there is no event to wait for
-            await asyncio.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 async def test_a_worker_scores_a_group() -> None:
     async with pool_of() as pool:
         assert await values(pool, "a", "bcd") == [1.0, 3.0]
@@ -68,8 +57,8 @@ async def test_a_worker_scores_a_group() -> None:
 
 async def test_the_card_says_what_is_known_only_once_the_function_is_loaded() -> None:
     async with pool_of(function="once_a_call") as pool:
-        assert pool.cards["f"].required_columns == ("tally",)
-        assert pool.cards["f"].version
+        assert pool.descriptions["f"].required_columns == ("tally",)
+        assert pool.descriptions["f"].version
 
 
 async def test_what_user_code_prints_disturbs_nothing() -> None:
@@ -111,7 +100,7 @@ async def test_what_outlasts_its_limit_is_killed_and_the_worker_replaced(command
         assert time.monotonic() - began < 2
         assert failed.status is Status.TIMEOUT
         assert failed.message == "no score within timeout_s = 0.3 s; its worker was killed and replaced"
-        await until(lambda: not is_running(pid))
+        await until(lambda: not is_alive(pid))
         assert await values(pool, "a") == [1.0]
 
 
@@ -119,7 +108,7 @@ async def test_what_user_code_started_is_killed_with_it(tmp_path: Path) -> None:
     async with pool_of() as pool:
         await failure(pool, f"child {tmp_path / 'pid'}", timeout_s=0.5)
         child = int((tmp_path / "pid").read_text())
-        await until(lambda: not is_running(child))
+        await until(lambda: not is_alive(child))
 
 
 async def test_the_limit_counts_from_the_start_of_scoring_not_of_waiting() -> None:
@@ -226,6 +215,6 @@ async def test_no_process_is_left_after_close() -> None:
         pids = pool.pids
         asking = asyncio.create_task(pool.run("f", make_group(["hang"]), 600))
         await asyncio.sleep(0.1)
-    assert not any(is_running(pid) for pid in pids)
+    assert not any(is_alive(pid) for pid in pids)
     with pytest.raises((NoResultError, asyncio.CancelledError)):
         await asking

@@ -17,10 +17,10 @@ import pytest
 from reward_server.client import RewardClient
 from reward_server.errors import ConfigError
 from reward_server.launch import SupervisedServer, launch_supervised
-from reward_server.launch.supervised import pause_s
-from tests.conftest import function
+from reward_server.processes.restarts import pause_s
 from tests.support.builders import make_group
 from tests.support.processes import descendants, is_alive, wait_until
+from tests.support.servers import function
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ pending.exception()
 def test_a_server_whose_event_loop_is_blocked_ends_within_5_s_of_its_owner_too(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     started = tmp_path / "started"
-    deaf = function("deaf", function=f"{root}/tests/faults/broken.py:make_deaf_loop", factory=True, place="loop")
+    deaf = function("deaf", function=f"{root}/tests/support/broken.py:make_deaf_loop", factory=True, place="loop")
     config = {"scorers": [{**deaf, "kwargs": {"seconds": 60, "started": str(started)}}], "workers": 1}
     owner = subprocess.Popen(
         [sys.executable, "-c", BLOCKED.format(root=str(root), config=config)], stdout=subprocess.PIPE, text=True

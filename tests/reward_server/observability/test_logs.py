@@ -14,15 +14,15 @@ import pytest
 
 from reward_server.client import RewardClient
 from reward_server.observability import logs
-from tests.reward_server.serving.test_service import function
 from tests.support.builders import make_group
+from tests.support.served import misbehaving
 
 
 @pytest.fixture
 def events(tmp_path: Path) -> Iterator[list[dict[str, Any]]]:
     """What `serve --log-format json` has logged of a good call and a bad one."""
     config = tmp_path / "c.yaml"
-    config.write_text(json.dumps({"scorers": [function()], "workers": 1}))
+    config.write_text(json.dumps({"scorers": [misbehaving()], "workers": 1}))
     command = [sys.executable, "-m", "reward_server.cli", "serve", "--config", str(config), "--log-level", "debug"]
     command += ["--log-format", "json", "--listen", f"unix:{tmp_path}/s"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,32 +17,17 @@ import pytest
 from reward_server import wire
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError
-from reward_server.execution.results import Timed
+from reward_server.execution.results import TimedResult
 from reward_server.observability.metrics import Metrics
 from reward_server.scorers.base import Result, to_scores
 from reward_server.serving.server import RewardServer
-from tests.reward_server.serving.test_service import FILE, LENGTH, Caller, function, served
 from tests.support.builders import make_group
 from tests.support.observed import Page
-
-PAGE = {"listen": "127.0.0.1:0"}
-
-
-async def page(caller: Caller) -> Page:
-    assert caller.server.metrics_url is not None
-    return await asyncio.to_thread(Page.at, caller.server.metrics_url)
-
-
-async def page_where(caller: Caller, holds: Callable[[Page], bool], timeout_s: float = 20) -> Page:
-    """The first page of which it holds."""
-    async with asyncio.timeout(timeout_s):
-        while not holds(seen := await page(caller)):  # noqa: ASYNC110 - Prometheus asks again, too
-            await asyncio.sleep(0.02)
-    return seen
+from tests.support.served import FILE, LENGTH, PAGE, misbehaving, page, page_where, served
 
 
 async def test_calls_scores_and_times_are_counted_by_method_code_scorer_and_status() -> None:
-    async with served(LENGTH, function(), metrics=PAGE) as caller:
+    async with served(LENGTH, misbehaving(), metrics=PAGE) as caller:
         await caller.score(make_group(["ab", "abcd"]))
         await caller.score(make_group(["ab", "raise"]))
         await caller.refusal(make_group(["a"], scorers=("none",)))
@@ -59,7 +43,7 @@ async def test_calls_scores_and_times_are_counted_by_method_code_scorer_and_stat
 
 
 async def test_what_is_in_the_server_shows_in_the_gauges_and_is_gone_when_it_is_idle() -> None:
-    async with served(function("slow_async"), metrics=PAGE) as caller:
+    async with served(misbehaving("slow_async"), metrics=PAGE) as caller:
         pending = asyncio.create_task(caller.score(make_group(["sleep 20", "ab"])))
         busy = await page_where(caller, lambda seen: seen("scorer_groups", scorer="slow_async") == 1)
         assert (busy("calls_in_flight"), busy("queued_groups"), busy("queued_completions")) == (1, 1, 2)
@@ -76,7 +60,7 @@ async def test_what_is_in_the_server_shows_in_the_gauges_and_is_gone_when_it_is_
 
 async def test_a_call_that_is_pushed_back_is_a_shed_with_its_reason() -> None:
     limits = {"max_queued_completions": 1}
-    async with served(function("slow_async"), metrics=PAGE, limits=limits) as caller:
+    async with served(misbehaving("slow_async"), metrics=PAGE, limits=limits) as caller:
         pending = asyncio.create_task(caller.score(make_group(["sleep 20"])))
         await page_where(caller, lambda seen: seen("queued_groups") == 1)
         code, _ = await caller.refusal(make_group(["ab"], group_id="other"))
@@ -159,13 +143,12 @@ def test_plain_counters_of_others_are_taken_over_and_go_on_after_a_reload() -> N
 
 PROCESS = """
 from reward_server.observability.metrics import Metrics
-from reward_server.execution.results import Timed
+from reward_server.execution.results import TimedResult
 from reward_server.scorers.base import Result, to_scores
 metrics = Metrics()
 metrics.call_began("ScoreGroup")
 metrics.call_ended("ScoreGroup", "OK", 0.1)
-with metrics.scoring("short") as note:
-    note(Timed(Result(to_scores([1.0, 2.0], 2)), 0.1, 0.2))
+metrics.of_scorer("short").scored(TimedResult(Result(to_scores([1.0, 2.0], 2)), 0.1, 0.2))
 """
 
 
@@ -185,8 +168,7 @@ def test_processes_that_share_a_folder_have_one_page(tmp_path: Path) -> None:
 
 def test_a_status_counts_each_completion_of_its_own() -> None:
     metrics = Metrics()
-    with metrics.scoring("s") as note:
-        note(Timed(Result(to_scores([1.0, None, float("nan")], 3)), 0.5, 2.0))
+    metrics.of_scorer("s").scored(TimedResult(Result(to_scores([1.0, None, float("nan")], 3)), 0.5, 2.0))
     seen = Page(metrics.text())
     assert [seen("scores_total", scorer="s", status=s) for s in ("OK", "NOT_APPLICABLE", "INVALID")] == [1, 1, 1]
     assert seen("scorer_wait_seconds_sum", scorer="s") == 0.5

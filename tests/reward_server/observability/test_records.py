@@ -20,8 +20,8 @@ from reward_server.errors import ConfigError
 from reward_server.observability.records import Records, is_sampled
 from reward_server.serving.server import RewardServer
 from reward_server.types import Completion, Group
-from tests.reward_server.serving.test_service import LENGTH, function, served
 from tests.support.builders import make_group, make_scores
+from tests.support.served import LENGTH, misbehaving, served
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ async def test_a_line_holds_the_group_and_all_that_was_said_of_it(tmp_path: Path
     prompt = [{"role": "user", "content": "what?"}]
     completions = (Completion("ab\ud83d", columns={"own": 1}), Completion("raise"))
     group = Group(prompt, completions, {"answer": 4}, run_id="r", step=3, group_id="g")
-    async with served(LENGTH, function(weight=2.0), records={"path": str(path)}) as caller:
+    async with served(LENGTH, misbehaving(weight=2.0), records={"path": str(path)}) as caller:
         await caller.score(group)
     [line] = lines(path)
     assert (line["run_id"], line["step"], line["group_id"], line["prompt"]) == ("r", 3, "g", prompt)

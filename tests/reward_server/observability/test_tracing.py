@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from grpo_plugin import RemoteGRPOTrainer
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import InvalidGroupError
-from tests.conftest import function as server_function
-from tests.grpo_plugin.trainer.test_remote import remote
-from tests.reward_server.serving.test_service import LENGTH, function, served
 from tests.support.builders import make_dataset, make_group
+from tests.support.served import LENGTH, misbehaving, served
+from tests.support.servers import function as server_function
+from tests.support.training import remote
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_trainers_batch_is_the_root_of_its_groups(
 
 
 async def test_a_threads_call_is_one_trace_from_the_step_to_each_scorer(spans: InMemorySpanExporter) -> None:
-    async with served(LENGTH, function()) as caller:
+    async with served(LENGTH, misbehaving()) as caller:
         with RewardClient(caller.server.endpoints[0], token="secret-token") as client:
             with trace.get_tracer("trainer").start_as_current_span("step"):
                 pending = client.submit(make_group(["secret"], run_id="r", step=7))
@@ -85,7 +85,7 @@ async def test_a_threads_call_is_one_trace_from_the_step_to_each_scorer(spans: I
 
 
 async def test_an_asyncio_call_is_one_too(spans: InMemorySpanExporter) -> None:
-    async with served(LENGTH, function()) as caller:
+    async with served(LENGTH, misbehaving()) as caller:
         async with AsyncRewardClient(caller.server.endpoints[0]) as client:
             with trace.get_tracer("trainer").start_as_current_span("step"):
                 await client.score(make_group(["ab"]))
@@ -93,7 +93,7 @@ async def test_an_asyncio_call_is_one_too(spans: InMemorySpanExporter) -> None:
 
 
 async def test_a_call_that_fails_or_is_cancelled_ends_its_spans_as_errors(spans: InMemorySpanExporter) -> None:
-    async with served(function("slow_async")) as caller:
+    async with served(misbehaving("slow_async")) as caller:
         with RewardClient(caller.server.endpoints[0]) as client:
             with pytest.raises(InvalidGroupError):
                 await asyncio.wrap_future(client.submit(make_group(["ab"], scorers=("none",))))

@@ -6,88 +6,39 @@ The models are tiny and made here: a Qwen2 with a classification head and random
 from __future__ import annotations
 
 import asyncio
-import math
+import logging
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reward_server.client import RewardClient
 from reward_server.config import config_from_mapping
-from reward_server.errors import ConfigError, ScorerLoadError
-from reward_server.scorers.base import Place, Scorer
+from reward_server.errors import ConfigError, InvalidGroupError
+from reward_server.launch import ServerProcess
+from reward_server.scorers.base import ExecutorKind
 from reward_server.scorers.batched import batches
-from reward_server.scorers.classifier import aggregated
-from reward_server.scorers.registry import build, parse_options
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Status
-from tests.support.builders import make_dataset, make_group, make_tokenizer, save_tiny_model
-
-COMPLETIONS = ["yes", "no, and here is a rather long explanation of why", "", "maybe", "é" * 30]
-
-
-def save_reward_model(
-    folder: Path, labels: int = 1, seed: int = 0, pad_token: str | None = "<pad>", kind: str = "Sequence"
-) -> str:
-    """A classifier of sequences (or tokens) and its tokenizer, in a folder that from_pretrained loads."""
-    import torch  # noqa: PLC0415
-    import transformers  # noqa: PLC0415
-
-    tokenizer = make_tokenizer()
-    tokenizer.pad_token = pad_token
-    torch.manual_seed(seed)
-    config = transformers.Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        num_labels=labels,
-        pad_token_id=None,
-        initializer_range=0.2,
-    )
-    getattr(transformers, f"Qwen2For{kind}Classification")(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+from tests.support.builders import CHAT_TEMPLATE, make_dataset, make_group, save_tiny_model
+from tests.support.reward_models import (
+    COMPLETIONS,
+    as_messages,
+    load_error,
+    loaded,
+    make,
+    save_reward_model,
+    sigmoid,
+    values,
+)
 
 
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_reward_model(tmp_path_factory.mktemp("reward-model"))
-
-
-def make(model: str, base_dir: Path | None = None, **options: Any) -> Scorer:
-    mapping = {"type": "classifier", "name": "rm", "model": model, "device": "cpu", **options}
-    return build(parse_options(mapping, base_dir=base_dir))
-
-
-def loaded(model: str, **options: Any) -> Scorer:
-    scorer = make(model, **options)
-    scorer.load()
-    return scorer
-
-
-def values(scorer: Scorer, completions: Any, prompt: Any = "Is it? ") -> list[float | None]:
-    result = scorer.score(make_group(completions, prompt))
-    return [score.value for score in result.scores]  # type: ignore[union-attr]
-
-
-def as_messages(completions: list[str]) -> list[list[dict[str, str]]]:
-    return [[{"role": "assistant", "content": text}] for text in completions]
-
-
-def sigmoid(logit: float | None) -> float:
-    assert logit is not None
-    return 1 / (1 + math.exp(-logit))
-
-
-def load_error(scorer: Scorer) -> str:
-    with pytest.raises(ScorerLoadError) as raised:
-        scorer.load()
-    return str(raised.value)
 
 
 # ----------------------------------------------------------------------------------------------------------- the scores
@@ -215,83 +166,6 @@ def test_nothing_at_all_is_no_text_to_score(reward_model: str) -> None:
     assert there.status is Status.OK
 
 
-# ------------------------------------------------------------------------------------------------------ process rewards
-
-
-@pytest.fixture(scope="module")
-def process_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_reward_model(tmp_path_factory.mktemp("process-model"), labels=2, kind="Token")
-
-
-def probabilities_at(model: str, text: str, ends: list[int]) -> list[float]:
-    """Of label 1, from transformers itself. The tokens are bytes."""
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForTokenClassification, AutoTokenizer  # noqa: PLC0415
-
-    ids = AutoTokenizer.from_pretrained(model)(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        logits = AutoModelForTokenClassification.from_pretrained(model)(input_ids=ids).logits[0]
-    return logits.softmax(-1)[ends, 1].tolist()
-
-
-def steps_of(model: str, completions: Any, prompt: Any = "Q:", **options: Any) -> Any:
-    """The result of a scorer whose steps end in a line break; `options` are those of `steps`."""
-    scorer = loaded(model, label=1, steps={"separator": "\n", **options})
-    return scorer.score(make_group(completions, prompt))
-
-
-def test_a_process_model_scores_each_step_at_its_end(process_model: str) -> None:
-    result = steps_of(process_model, ["one\ntwo\n\nthree", "a"])
-    #                                             Q:one\n  two\n  three\n
-    expected = probabilities_at(process_model, "Q:one\ntwo\nthree\n", [5, 9, 15])
-    assert result.extra["rm/steps"][0] == pytest.approx(expected, abs=1e-5)
-    assert result.scores[0].value == pytest.approx(min(expected), abs=1e-5)
-    assert result.extra["rm/steps"][1] == pytest.approx(probabilities_at(process_model, "Q:a\n", [3]), abs=1e-5)
-
-
-def test_steps_are_aggregated_by_min_last_or_mean(process_model: str) -> None:
-    completion = "one\ntwo\nthree"
-    steps = steps_of(process_model, [completion]).extra["rm/steps"][0]
-    assert len(set(steps)) == 3
-    expected = {"min": min(steps), "last": steps[-1], "mean": sum(steps) / 3}
-    for aggregate, value in expected.items():
-        assert steps_of(process_model, [completion], aggregate=aggregate).scores[0].value == pytest.approx(value)
-
-
-def test_the_step_token_may_be_another_and_a_completion_cannot_forge_it(process_model: str) -> None:
-    result = steps_of(process_model, ["one\nt*o"], token="*")
-    expected = probabilities_at(process_model, "Q:one*t*o*", [5, 9])
-    assert result.extra["rm/steps"][0] == pytest.approx(expected, abs=1e-5)
-
-
-def test_messages_are_scored_by_step_after_the_prompt_as_the_template_has_it(process_model: str) -> None:
-    prompt = [{"role": "user", "content": "Is it?"}]
-    result = steps_of(process_model, as_messages(["one\ntwo"]), prompt)
-    start = "<|user|>Is it?\n<|assistant|>"
-    expected = probabilities_at(process_model, f"{start}one\ntwo\n", [len(start) + 3, len(start) + 7])
-    assert result.extra["rm/steps"][0] == pytest.approx(expected, abs=1e-5)
-
-
-def test_steps_that_are_cut_off_do_not_count_and_a_text_without_any_left_fails(process_model: str) -> None:
-    options = {"label": 1, "steps": {"separator": "\n"}, "max_length": 7, "truncate": "right"}
-    cut = loaded(process_model, **options).score(make_group(["one\ntwo", "oneandtwo"], "Q:"))
-    assert cut.extra["rm/steps"][0] == pytest.approx(probabilities_at(process_model, "Q:one\n", [5]), abs=1e-5)  # type: ignore[union-attr]
-    assert cut.scores[1].status is Status.FAILED  # type: ignore[union-attr]
-    assert cut.scores[1].message == "no step ends within max_length (7) of 12 tokens; raise it"  # type: ignore[union-attr]
-    assert cut.metrics == {"rm/truncated": 0.5}  # type: ignore[union-attr]
-
-
-def test_a_step_that_is_no_number_makes_no_score() -> None:
-    assert math.isnan(aggregated([1.0, math.nan], "min"))
-    assert math.isnan(aggregated([math.nan, 1.0], "last"))
-
-
-def test_a_classifier_of_texts_is_no_process_model(reward_model: str) -> None:
-    message = load_error(make(str(save_tiny_model(Path(reward_model).parent / "lm")), steps={}))
-    assert "is no process reward model" in message
-    assert "trained for token classification" in message
-
-
 # ---------------------------------------------------------------------------------------------------------- the version
 
 
@@ -308,7 +182,7 @@ def test_it_is_found_beside_the_configuration_and_runs_in_batches(tmp_path: Path
     save_reward_model(tmp_path / "rm")
     scorer = make("rm", base_dir=tmp_path)
     scorer.load()
-    assert scorer.place is Place.BATCH
+    assert scorer.place is ExecutorKind.BATCH
     assert scorer.deterministic
     assert scorer.version.startswith("rm@")
 
@@ -354,3 +228,56 @@ def test_a_back_end_that_torch_does_not_have_is_named(reward_model: str) -> None
 def test_text_and_messages_in_one_completion_is_an_error(reward_model: str) -> None:
     with pytest.raises(ValueError, match="both be text or both be messages"):
         values(loaded(reward_model), as_messages(["a"]), "text")
+
+
+# ----------------------------------------------------------------------------------------------------- chat templates
+
+
+def without_template(folder: Path) -> str:
+    model = save_reward_model(folder)
+    (folder / "chat_template.jinja").unlink()
+    return model
+
+
+def test_a_tokenizer_without_a_chat_template_is_said_when_it_loads_with_the_way_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "reward_server"):
+        scorer = loaded(without_template(tmp_path))
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("scorer 'rm': groups of messages will fail, since the tokenizer of model ")
+    assert "has no chat template; set chat_template to one" in said
+    assert "or send prompts and completions as text" in said
+    assert "no chat template" in scorer.notes[0]
+    assert values(scorer, ["yes"])[0] is not None
+    with pytest.raises(InvalidGroupError, match=r"scorer 'rm': the group holds messages, and .* set chat_template"):
+        values(scorer, as_messages(["yes"]), [{"role": "user", "content": "Is it?"}])
+
+
+def test_a_chat_template_may_be_given_as_text_or_file_and_is_part_of_the_version(
+    tmp_path: Path, reward_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompt = [{"role": "user", "content": "Is it?"}]
+    (tmp_path / "mine.jinja").write_text(CHAT_TEMPLATE)
+    with caplog.at_level(logging.WARNING, "reward_server"):
+        by_text = loaded(without_template(tmp_path / "rm"), chat_template=CHAT_TEMPLATE)
+        by_file = make(reward_model, base_dir=tmp_path, chat_template="mine.jinja")
+        by_file.load()
+    assert caplog.records == []
+    expected = values(loaded(reward_model), as_messages(["yes"]), prompt)
+    assert values(by_text, as_messages(["yes"]), prompt) == pytest.approx(expected)
+    assert values(by_file, as_messages(["yes"]), prompt) == pytest.approx(expected)
+    other = loaded(reward_model, chat_template="{{ messages }}")
+    assert len({scorer.version for scorer in (loaded(reward_model), by_file, other)}) == 3
+    assert "is neither a file in" in load_error(make(reward_model, chat_template="none.jinja"))
+
+
+@pytest.mark.slow
+def test_a_server_says_to_the_caller_that_a_chat_template_is_missing(
+    tmp_path: Path, serve: Callable[..., ServerProcess]
+) -> None:
+    options = {"type": "classifier", "name": "rm", "model": without_template(tmp_path), "device": "cpu"}
+    with RewardClient(serve(options).endpoint) as client:
+        assert client.score(make_group(["yes"], "Is it? ")).scorers[0].scores[0].status is Status.OK
+        with pytest.raises(InvalidGroupError, match="has no chat template; set chat_template"):
+            client.score(make_group(as_messages(["yes"]), [{"role": "user", "content": "Is it?"}]))

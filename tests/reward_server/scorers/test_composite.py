@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from grpo_plugin.rewards import provenance
-from reward_server.cli import commands as shell
+from reward_server.cli import commands
 from reward_server.client import RewardClient
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError, InvalidGroupError, ScorerLoadError
@@ -23,8 +23,8 @@ from reward_server.scorers.registry import build, parse_options
 from reward_server.scorers.statistics import Statistics, add_to_file, read_statistics
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Completion, Group, GroupScores, Score, Status
-from tests.conftest import function
 from tests.support.builders import make_group
+from tests.support.servers import function
 
 SUPPORT = Path(__file__).parents[2] / "support"
 FAILED = Score(Status.FAILED, message="no")
@@ -359,7 +359,7 @@ def test_without_statistics_scores_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_checking_a_configuration_neither_gathers_nor_asks_the_cache(tmp_path: Path) -> None:
     config = {"scorers": [normalising(tmp_path, gather="next.json")], "cache": {"path": str(tmp_path / "c.sqlite")}}
-    assert shell.check(config_from_mapping(config), None) == 0
+    assert commands.check(config_from_mapping(config), None) == 0
     assert list(tmp_path.iterdir()) == []
 
 

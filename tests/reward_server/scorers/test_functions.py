@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reward_server.errors import InvalidGroupError, ScorerLoadError
-from reward_server.scorers.base import Place, Result, Scorer
+from reward_server.scorers.base import ExecutorKind, Result, Scorer
 from reward_server.scorers.registry import build, parse_options
 from reward_server.types import Completion, Group, Status
 from tests.support.builders import make_group
@@ -217,15 +217,15 @@ def test_a_file_imports_its_siblings(folder: Path) -> None:
 
 
 def test_a_synchronous_function_runs_in_a_worker_and_an_async_one_on_the_loop(folder: Path) -> None:
-    assert make(folder, "length").place is Place.WORKER
-    assert make(folder, "judge").place is Place.LOOP
-    assert make(folder, "length", place="thread", concurrency=8).place is Place.THREAD
+    assert make(folder, "length").place is ExecutorKind.WORKER
+    assert make(folder, "judge").place is ExecutorKind.LOOP
+    assert make(folder, "length", place="thread", concurrency=8).place is ExecutorKind.THREAD
     assert make(folder, "length", place="thread", concurrency=8).concurrency == 8
 
 
 def test_an_async_function_of_an_installed_module_is_found_without_importing_it() -> None:
     scorer = build(parse_options({"type": "function", "name": "f", "function": "asyncio.tasks:wait_for"}))
-    assert scorer.place is Place.LOOP
+    assert scorer.place is ExecutorKind.LOOP
 
 
 async def test_async_groups_run_at_the_same_time_on_the_loop(folder: Path) -> None:
@@ -362,13 +362,13 @@ def test_a_function_of_live_environments_is_refused(folder: Path) -> None:
 def test_a_group_function_sees_the_group_and_returns_a_score_each(folder: Path) -> None:
     scorer = loaded(folder, "rank", type="group_function")
     assert scorer.group_aware
-    assert scorer.place is Place.WORKER
+    assert scorer.place is ExecutorKind.WORKER
     assert values(scorer, make_group(["aaa", "a", "aa"])) == [2.0, 0.0, 1.0]
 
 
 async def test_a_group_function_may_be_async_and_have_kwargs(folder: Path) -> None:
     scorer = loaded(folder, "async_rank", type="group_function", kwargs={"offset": 5})
-    assert scorer.place is Place.LOOP
+    assert scorer.place is ExecutorKind.LOOP
     result = await scorer.score(make_group(["a", "b"]))  # type: ignore[misc]
     assert [score.value for score in result.scores] == [5.0, 6.0]
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reward_server.errors import ConfigError, InvalidGroupError
-from reward_server.scorers.base import Place, Scorer
+from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.registry import build, parse_options
 from reward_server.types import Completion, Group
 from tests.support.builders import make_group
@@ -69,7 +69,7 @@ def test_regex_takes_flags() -> None:
 
 
 def test_regex_runs_in_a_worker_since_it_may_backtrack_for_ever() -> None:
-    assert make("regex", pattern="(a+)+$").place is Place.WORKER
+    assert make("regex", pattern="(a+)+$").place is ExecutorKind.WORKER
 
 
 def test_a_pattern_that_does_not_compile_is_refused_with_the_reason() -> None:
@@ -96,7 +96,7 @@ def test_match_does_not_take_punctuation_for_nothing() -> None:
 
 def test_match_extracts_the_last_group_and_scores_zero_without_one() -> None:
     scorer = make("match", extract="<answer>(.*?)</answer>", column="target")
-    assert scorer.place is Place.WORKER
+    assert scorer.place is ExecutorKind.WORKER
     assert scorer.required_columns == ("target",)
     said = "<answer>1</answer><answer>\n2</answer>"
     assert values(scorer, said, "2", target=2) == [1.0, 0.0]
@@ -145,5 +145,5 @@ def test_repetition_of_tokens_equals_trls() -> None:
 
 def test_heuristics_take_microseconds_and_run_on_the_loop() -> None:
     for scorer in (make("length", max=1), make("match"), make("keywords", words=["a"]), make("repetition")):
-        assert scorer.place is Place.LOOP
+        assert scorer.place is ExecutorKind.LOOP
         assert scorer.deterministic

@@ -3,6 +3,7 @@ r"""The scorer `math`: what a final answer is, what is equal, and what a policy 
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import pytest
 from reward_server.client import RewardClient
 from reward_server.errors import InvalidGroupError
 from reward_server.launch import ServerProcess
-from reward_server.scorers.base import Place, Scorer
+from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.math import final_answer
 from reward_server.scorers.math_limits import OutOfTimeError, cpu_limit
 from reward_server.scorers.registry import build, parse_options
-from reward_server.types import Status
+from reward_server.types import Completion, Group, Status
 from tests.support.builders import make_group
 
 GSM8K_SOLUTION = "She sold 48/2 = <<48/2=24>>24 in May.\nShe sold 48+24 = <<48+24=72>>72 in all.\n#### 72"
@@ -247,6 +248,146 @@ def test_the_limit_is_over_when_its_block_is() -> None:
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
+# ------------------------------------------------------------------------------- what math-verify leaves undecided
+
+SAME = [
+    (r"0.\overline{3}", "1/3"),
+    ("1/3", r"0.\overline{3}"),
+    ("1/3", r"0.\bar{3}"),
+    ("1/3", r"0.\dot{3}"),
+    ("1/3", r"0.\overline 3"),
+    ("1/3", "0.(3)"),
+    (r"\frac{1}{6}", r"0.1\overline{6}"),
+    ("-4/3", r"-1.\overline{3}"),
+    ("1/7", r"0.\overline{142857}"),
+    ("1", r"0.\overline{9}"),
+    ("1/3", r".\overline{3}"),
+    (r"\binom{5}{2}", "10"),
+    ("10", r"\binom{5}{2}"),
+    (r"{5 \choose 2}", "10"),
+    (r"\dbinom{12}{3} + 1", "221"),
+    ("10", r"\binom52"),
+    (r"\binom{n}{2}", r"\binom{n}{2}"),
+    (r"\gcd(12, 18)", "6"),
+    ("(0,1)", "0<x<1"),
+    ("0 < x < 1", "(0,1)"),
+    ("(0,1)", "1 > y > 0"),
+    ("0 < x < 1", "1 > x > 0"),
+    ("[0,1)", r"0 \le x < 1"),
+    (r"x \in (0,1)", "0<x<1"),
+    (r"[2,\infty)", r"x \ge 2"),
+    (r"x \geq 2", r"[2,\infty)"),
+    ("2 < x", r"(2,\infty)"),
+    (r"(-\infty,\frac{1}{2}]", r"x \leq 0.5"),
+    (r"(-\infty,0)\cup(1,\infty)", r"x<0 \text{ or } x>1"),
+    (r"[\sqrt{4}, 2^2]", r"2 \le t \le 4.0"),
+    (r"x \neq 2", r"(-\infty,2)\cup(2,\infty)"),
+    ("-1", r"e^{i\pi}"),
+    (r"e^{i\pi}", "-1"),
+    ("0", r"e^{\pi i} + 1"),
+    ("-1", "i^2"),
+    (r"\frac{1}{2} + \frac{\sqrt{3}}{2} i", r"e^{i\pi/3}"),
+    ("3 + 4i", "4i + 3"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME)
+def test_repeating_decimals_small_binomials_intervals_and_i_are_decided(scorer: Scorer, gold: str, answer: str) -> None:
+    assert values(scorer, gold, rf"\boxed{{{answer}}}") == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("1/3", r"0.\overline{4}"),
+        ("1/3", "0.3(3)4"),
+        ("0.3", r"0.\overline{3}"),
+        (r"\binom{5}{2}", "5/2"),
+        (r"\binom{5}{2}", r"\binom{5}{1}"),
+        (r"\binom{n}{2}", r"\binom{n}{3}"),
+        ("(0,1)", r"0 < x \le 1"),
+        ("(0,1)", "0 < x < 2"),
+        ("0 < x < 1", "0 < y < 1"),
+        (r"[2,\infty)", "x > 2"),
+        (r"x \ge 2", r"y \ge 2"),
+        ("(0,1)", "x > 0"),
+        ("(0,1)", "x < y"),
+        ("1", "x > 0"),
+        ("1", r"e^{i\pi}"),
+        ("-1", "i"),
+        ("3 + 4i", "3 - 4i"),
+        ("x", "i"),
+        ("i", "j"),
+    ],
+)
+def test_and_what_is_near_to_them_is_not_the_same(scorer: Scorer, gold: str, answer: str) -> None:
+    assert values(scorer, gold, rf"\boxed{{{answer}}}") == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("1/3", "0.333..."),
+        ("(0, 1)", r"\{x \mid 0 < x < 1\}"),
+        ("(-2, 2)", "x^2 < 4"),
+        (r"(0,\infty)", r"\text{all positive numbers}"),
+    ],
+)
+def test_what_the_rules_name_as_undecided_scores_nothing(scorer: Scorer, gold: str, answer: str) -> None:
+    assert values(scorer, gold, rf"\boxed{{{answer}}}") == [0.0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\binom{\binom{999}{499}}{2}",
+        r"\binom{9999}{4999}",
+        r"\binom{999}{499}^{9^{9}}",
+        r"\gcd(9^{9^9}, 42)",
+        rf"0.\overline{{{'142857' * 80}}}",
+        r"e^{i^{i^{i^{i^{i}}}}}",
+        r"0 < x < 9^{9^9}",
+    ],
+)
+def test_nor_do_they_take_an_age(scorer: Scorer, answer: str) -> None:
+    started = time.process_time()
+    assert values(scorer, "(0,1)", rf"\boxed{{{answer}}}") == [0.0]
+    assert values(scorer, "-1", rf"\boxed{{{answer}}}") == [0.0]
+    assert time.process_time() - started < 3
+
+
+# ------------------------------------------------------------------------------------------------- gold answers
+
+
+def test_gold_answers_that_cannot_be_read_are_counted_and_said_once_for_each_kind_of_value(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scorer = make()
+    with caplog.at_level(logging.WARNING, "reward_server"):
+        results = [
+            scorer.score(make_group(["42", "41"], columns={"answer": gold}))
+            for gold in ("?!", "§§", {"a": 1}, None, "42")
+        ]
+    shares = [result.metrics["correct/unreadable_gold"] for result in results]  # type: ignore[union-attr]
+    assert shares == [1.0, 1.0, 1.0, 0.0, 0.0]  # null says that there is no gold answer
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2
+    assert said[0].startswith(
+        "scorer 'correct': the column 'answer' holds a gold answer that cannot be read, of type str: '?!'."
+    )
+    assert "of type dict: {'a': 1}" in said[1]
+    assert results[0].scores[0].message == "the gold answer cannot be read: '?!'"  # type: ignore[union-attr]
+
+
+def test_a_group_may_hold_readable_and_unreadable_gold_answers(serve: Callable[..., ServerProcess]) -> None:
+    server = serve({"type": "math", "name": "correct"})
+    group = Group("p", tuple(Completion("42", columns={"answer": gold}) for gold in ("42", "?!", "41", "?!")))
+    with RewardClient(server.endpoint) as client:
+        (scored,) = client.score(group).scorers
+    assert [score.value for score in scored.scores] == [1.0, None, 0.0, None]
+    assert scored.metrics == {"correct/unreadable_gold": 0.5}
+
+
 def test_letters_in_another_order_are_another_word(scorer: Scorer) -> None:
     assert values(scorer, "Paris", r"\boxed{paris}", r"\boxed{Pairs}") == [1.0, 0.0]
 
@@ -284,6 +425,6 @@ def test_the_extracted_answers_are_logged_beside_the_completions(scorer: Scorer)
 
 
 def test_it_runs_in_a_worker_where_it_can_be_killed_and_its_version_names_math_verify(scorer: Scorer) -> None:
-    assert scorer.place is Place.WORKER
+    assert scorer.place is ExecutorKind.WORKER
     assert scorer.deterministic
     assert "math-verify-0." in scorer.version

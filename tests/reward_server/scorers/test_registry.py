@@ -12,7 +12,7 @@ from textwrap import dedent
 import pytest
 
 from reward_server.errors import ConfigError, ScorerLoadError
-from reward_server.scorers.base import Place, Scorer
+from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.registry import BUILT_IN, build, known_types, parse_options, scorer_class
 from tests.support.builders import make_group
 
@@ -152,7 +152,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one() -> None:
 def test_a_wrong_value_is_named_with_its_field_and_what_the_field_means() -> None:
     message = problem_of(type="math", name="m", weight="heavy")
     assert message.startswith("scorers[2].weight: input should be a valid number")
-    assert "'heavy' is not; What the reward weighs" in message
+    assert "'heavy' is not; Weight of this scorer's score" in message
 
 
 def test_every_wrong_field_has_a_line() -> None:
@@ -181,6 +181,6 @@ def test_a_function_of_another_form_is_refused_before_anything_is_imported() -> 
 def test_building_is_cheap_and_imports_no_user_code(tmp_path: Path) -> None:
     (tmp_path / "boom.py").write_text("raise RuntimeError('imported')")
     scorer = build(parse_options({"type": "function", "name": "f", "function": "boom.py:f"}, base_dir=tmp_path))
-    assert scorer.place is Place.WORKER
+    assert scorer.place is ExecutorKind.WORKER
     with pytest.raises(ScorerLoadError, match="imported"):
         scorer.load()

@@ -8,13 +8,7 @@ import pytest
 
 from reward_server.errors import OverloadedError
 from reward_server.serving.admission import Admission
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def refused_s(admission: Admission, completions: int = 1, request_bytes: int = 1) -> float:

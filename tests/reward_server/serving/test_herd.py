@@ -11,11 +11,10 @@ import pytest
 
 from reward_server.client import AsyncRewardClient
 from reward_server.types import GroupScores
-from tests.reward_server.observability.test_metrics import PAGE, page_where
-from tests.reward_server.serving.test_service import Caller, served
 from tests.support import gated
 from tests.support.builders import make_group
 from tests.support.observed import Page
+from tests.support.served import PAGE, Caller, page_where, served
 
 GATED = {"type": "tests.support.gated:Gated", "name": "gated", "timeout_s": 120}
 

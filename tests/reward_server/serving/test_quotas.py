@@ -15,9 +15,9 @@ from reward_server.config import QuotaConfig, config_from_mapping
 from reward_server.errors import ConfigError, OverloadedError
 from reward_server.serving.quotas import Quotas
 from reward_server.serving.security import Security, TokensFile
-from tests.reward_server.serving.test_admission import Clock
-from tests.reward_server.serving.test_service import LENGTH, served
 from tests.support.builders import make_group
+from tests.support.clock import Clock
+from tests.support.served import LENGTH, served
 
 
 def wait_s(quotas: Quotas, completions: int, name: str = "alice") -> float:

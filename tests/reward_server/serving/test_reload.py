@@ -191,7 +191,7 @@ def test_limits_are_taken_over_and_what_belongs_to_sockets_is_said_to_wait(
     rewards: Rewards, client: RewardClient
 ) -> None:
     rewards.is_about(1, limits={"max_completions": 2}, allow_insecure=True)
-    rewards.reload(expect="allow_insecure: what is new there takes effect when the server is started again")
+    rewards.reload(expect="allow_insecure: the changes take effect when the server is started again")
     assert client.info().limits.max_completions == 2
 
 
@@ -224,7 +224,7 @@ def test_a_row_of_the_users_is_the_sample_where_the_made_up_one_does_not_fit(tmp
                 client.score(make_group(["a"], columns={"tests": {"n": 1}}))
         (tmp_path / "f.py").write_text(source.format(1))
         process.send_signal(signal.SIGHUP)
-        refusal = "if that is the samples' fault, start the server with --sample FILE"
+        refusal = "if these samples do not fit your scorers, start the server with --sample FILE"
         expect = refusal if given == "nothing" else "serves, in place of"
         assert wait_until(lambda: expect in (tmp_path / "log").read_text(), 20), (tmp_path / "log").read_text()
         process.terminate()

@@ -136,7 +136,7 @@ def test_tokens_rotate_without_a_restart_on_both_sides(start: Start, tokens: Pat
         tokens.write_text("")  # as when a write has only begun
         own.write_text(NEXT)
         client.info(5)
-    assert "the tokens of before stay accepted: tokens_file: " in log.read_text()
+    assert "the old tokens stay accepted: tokens_file: " in log.read_text()
     assert "secret" not in log.read_text()
 
 
@@ -177,8 +177,8 @@ def test_a_client_says_what_is_wrong_with_its_token(tmp_path: Path) -> None:
     ("credentials", "lacks"),
     [
         ((), "callers are neither authenticated nor encrypted: set tls, and tokens_file or tls.client_ca"),
-        (("tokens",), "tokens would travel in plain text: set tls"),
-        (("tls",), "anybody may call: set tokens_file, or tls.client_ca"),
+        (("tokens",), "tokens would travel unencrypted: set tls"),
+        (("tls",), "anybody there may call: set tokens_file or tls.client_ca"),
         (("tls", "tokens"), None),
         (("mutual",), None),
     ],
@@ -326,7 +326,7 @@ def test_files_of_a_client_that_cannot_be_used_are_named(certificates: Certifica
     for tls in (ClientTLS("missing.pem"), ClientTLS(key), ClientTLS(None, key, key)):
         with RewardClient("127.0.0.1:1", tls=tls) as client:
             assert "pem" in refusal(lambda client=client: client.connect(5), ConfigError).lower()
-    assert "give both, or neither" in refusal(lambda: ClientTLS(cert_file=key), ConfigError)
+    assert "give cert_file and key_file, or neither" in refusal(lambda: ClientTLS(cert_file=key), ConfigError)
     assert "leave tls out" in refusal(lambda: RewardClient("unix:x", tls=ClientTLS()), ConfigError)
     assert "server_name" in refusal(lambda: RewardClient(["127.0.0.1:1", "127.0.0.1:2"], tls=ClientTLS()), ConfigError)
 

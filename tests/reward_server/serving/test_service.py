@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -16,79 +13,17 @@ import pytest
 
 from reward_server import wire
 from reward_server.client import AsyncRewardClient
-from reward_server.config import config_from_mapping
 from reward_server.errors import GroupTooLargeError
 from reward_server.serving import server
-from reward_server.serving.server import RewardServer
-from reward_server.types import Completion, Group, GroupScores, Status
+from reward_server.serving.scorer_set import ScorerSet
+from reward_server.types import Completion, Group, Status
 from reward_server.v1 import reward_pb2 as pb
-from reward_server.v1 import reward_pb2_grpc as pb_grpc
 from tests.support.builders import make_group
-
-FILE = Path(__file__).parents[2] / "support" / "misbehaving.py"
-LENGTH = {"type": "length", "name": "short", "max": 3}
-
-
-def function(name: str = "obeys", **options: Any) -> dict[str, Any]:
-    return {"type": "function", "name": name, "function": f"{FILE}:{name}", **options}
-
-
-def of_class(name: str, **options: Any) -> dict[str, Any]:
-    return {"type": f"{FILE}:{name}", "name": name.lower(), **options}
-
-
-class Caller:
-    """A raw stub: the transport's own answers, without the client's retries."""
-
-    def __init__(self, server: RewardServer, channel: grpc.aio.Channel):
-        self.server = server
-        self.channel = channel
-        self.stub = pb_grpc.RewardServiceStub(channel)
-
-    async def send(self, request: pb.ScoreGroupRequest, timeout_s: float = 30) -> GroupScores:
-        return wire.decode_scores(await self.stub.ScoreGroup(request, timeout=timeout_s))
-
-    async def score(self, group: Group, timeout_s: float = 30) -> GroupScores:
-        return await self.send(wire.encode_group(group), timeout_s)
-
-    async def refusal(self, group: Group) -> tuple[grpc.StatusCode, str]:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await self.score(group)
-        return caught.value.code(), caught.value.details() or ""
-
-    async def raw(self, data: bytes, method: str = "ScoreGroup") -> tuple[grpc.StatusCode, str]:
-        call = self.channel.unary_unary(f"/reward_server.v1.RewardService/{method}")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call(data, timeout=10)
-        return caught.value.code(), caught.value.details() or ""
-
-
-@asynccontextmanager
-async def served(*scorers: dict[str, Any], **config: Any) -> AsyncIterator[Caller]:
-    mapping = {"scorers": list(scorers), "workers": 2, "listen": "127.0.0.1:0", **config}
-    server = RewardServer(config_from_mapping(mapping))
-    await server.startup()
-    try:
-        async with grpc.aio.insecure_channel(server.endpoints[0], options=[("grpc.enable_retries", 0)]) as channel:
-            yield Caller(server, channel)
-    finally:
-        await server.shutdown()
-
-
-def statuses(scores: GroupScores, index: int = 0) -> list[str]:
-    return [score.status.name for score in scores.scorers[index].scores]
-
-
-def values(scores: GroupScores, index: int = 0) -> list[float | None]:
-    return [score.value for score in scores.scorers[index].scores]
-
-
-def messages(scores: GroupScores, index: int = 0) -> list[str]:
-    return [score.message for score in scores.scorers[index].scores]
+from tests.support.served import LENGTH, messages, misbehaving, of_class, served, statuses, values
 
 
 async def test_a_group_comes_back_with_a_score_a_completion_and_scorer() -> None:
-    async with served(LENGTH, function(weight=2.0)) as caller:
+    async with served(LENGTH, misbehaving(weight=2.0)) as caller:
         scores = await caller.score(make_group(["ab", "abcd"], group_id="g7"))
     assert scores.group_id == "g7"
     assert [scorer.name for scorer in scores.scorers] == ["short", "obeys"]
@@ -99,13 +34,13 @@ async def test_a_group_comes_back_with_a_score_a_completion_and_scorer() -> None
 
 
 async def test_only_the_scorers_that_are_asked_for_run() -> None:
-    async with served(LENGTH, function()) as caller:
+    async with served(LENGTH, misbehaving()) as caller:
         scores = await caller.score(make_group(["raise"], scorers=("short",)))
     assert [scorer.name for scorer in scores.scorers] == ["short"]
 
 
 async def test_info_tells_scorers_limits_and_the_digest_of_every_answer() -> None:
-    async with served(LENGTH, function("once_a_call"), limits={"max_completions": 9}) as caller:
+    async with served(LENGTH, misbehaving("once_a_call"), limits={"max_completions": 9}) as caller:
         info = wire.decode_info(await caller.stub.GetServerInfo(pb.GetServerInfoRequest(wire_version=1)))
         scores = await caller.score(make_group(scorers=("short",)))
     assert [scorer.kind for scorer in info.scorers] == ["length", "function"]
@@ -125,7 +60,7 @@ async def test_an_unknown_scorer_is_refused_with_the_nearest_one() -> None:
 
 
 async def test_a_missing_column_names_column_scorer_and_what_is_there() -> None:
-    async with served(function("once_a_call")) as caller:
+    async with served(misbehaving("once_a_call")) as caller:
         code, details = await caller.refusal(make_group(columns={"answer": 1, "source": "x"}))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "scorer 'once_a_call' needs the column 'tally', and the group has ['answer', 'source']" in details
@@ -133,7 +68,7 @@ async def test_a_missing_column_names_column_scorer_and_what_is_there() -> None:
 
 async def test_a_column_that_only_some_completions_have_is_missing() -> None:
     group = Group("p", (Completion("a", columns={"tally": "x"}), Completion("b")), group_id="g")
-    async with served(function("once_a_call")) as caller:
+    async with served(misbehaving("once_a_call")) as caller:
         code, _ = await caller.refusal(group)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -154,7 +89,7 @@ async def test_too_many_bytes_are_out_of_range_and_never_resource_exhausted() ->
 
 
 async def test_a_group_beyond_grpcs_own_limit_is_scored() -> None:
-    async with served(function()) as caller:  # 4 MB is gRPC's default limit
+    async with served(misbehaving()) as caller:  # 4 MB is gRPC's default limit
         assert values(await caller.score(make_group(["x" * 6_000_000]))) == [6_000_000.0]
 
 
@@ -189,7 +124,7 @@ async def test_what_is_no_group_is_invalid_argument(data: bytes) -> None:
     ],
 )
 async def test_one_bad_completion_costs_its_own_score_only(command: str, status: str, message: str) -> None:
-    async with served(function(timeout_s=0.5), LENGTH) as caller:
+    async with served(misbehaving(timeout_s=0.5), LENGTH) as caller:
         scores = await caller.score(make_group(["ab", command, "abcd"]))
     assert statuses(scores) == ["OK", status, "OK"]
     assert values(scores) == [2.0, None, 4.0]
@@ -198,13 +133,13 @@ async def test_one_bad_completion_costs_its_own_score_only(command: str, status:
 
 
 async def test_a_group_aware_scorer_fails_whole() -> None:
-    async with served(function(group_aware=True)) as caller:
+    async with served(misbehaving(group_aware=True)) as caller:
         scores = await caller.score(make_group(["ab", "raise"]))
     assert statuses(scores) == ["FAILED", "FAILED"]
 
 
 async def test_an_async_function_is_isolated_and_limited_too() -> None:
-    async with served(function("slow_async", timeout_s=0.3)) as caller:
+    async with served(misbehaving("slow_async", timeout_s=0.3)) as caller:
         scores = await caller.score(make_group(["ab", "raise", "sleep 5"]))
     assert statuses(scores) == ["OK", "FAILED", "TIMEOUT"]
     assert messages(scores)[1:] == ["TypeError: first line second line", "no score within timeout_s = 0.3 s"]
@@ -231,7 +166,7 @@ async def test_threads_that_all_outlast_their_limit_do_not_hold_others_for_ever(
 
 
 async def test_scorers_of_one_group_run_side_by_side() -> None:
-    first, second = function("slow_async"), {**function("slow_async"), "name": "again"}
+    first, second = misbehaving("slow_async"), {**misbehaving("slow_async"), "name": "again"}
     async with served(first, second) as caller:
         scores = await caller.score(make_group(["sleep 0.4"]))
     assert scores.compute_s < 0.75
@@ -267,7 +202,7 @@ async def test_the_log_has_the_traceback_and_the_group_and_the_answer_has_not(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING, "reward_server"):
-        async with served(function()) as caller:
+        async with served(misbehaving()) as caller:
             scores = await caller.score(make_group(["raise"], group_id="g42"))
     assert "Traceback" not in messages(scores)[0]
     assert "scorer 'obeys', group 'g42': FAILED: TypeError" in caplog.text
@@ -279,7 +214,7 @@ async def test_the_log_has_the_traceback_and_the_group_and_the_answer_has_not(
 
 async def test_a_group_that_arrives_twice_while_it_is_scored_is_scored_once(tmp_path: Path) -> None:
     tally = tmp_path / "tally"
-    async with served(function("once_a_call")) as caller:
+    async with served(misbehaving("once_a_call")) as caller:
         group = make_group(run_id="r", columns={"tally": str(tally)})
         first, second = await asyncio.gather(caller.score(group), caller.score(group))
     assert first == second
@@ -288,7 +223,7 @@ async def test_a_group_that_arrives_twice_while_it_is_scored_is_scored_once(tmp_
 
 async def test_groups_of_one_name_and_different_content_are_both_scored(tmp_path: Path) -> None:
     tally = tmp_path / "tally"
-    async with served(function("once_a_call")) as caller:
+    async with served(misbehaving("once_a_call")) as caller:
         await asyncio.gather(
             *(caller.score(make_group([text], run_id="r", columns={"tally": str(tally)})) for text in "ab")
         )
@@ -296,7 +231,7 @@ async def test_groups_of_one_name_and_different_content_are_both_scored(tmp_path
 
 
 async def test_a_call_that_waits_for_its_twin_scores_for_itself_when_the_twin_is_cancelled(tmp_path: Path) -> None:
-    async with served(function("once_a_call")) as caller:
+    async with served(misbehaving("once_a_call")) as caller:
         group = make_group(run_id="r", columns={"tally": str(tmp_path / "tally")})
         first = asyncio.create_task(caller.score(group))
         await asyncio.sleep(0.2)
@@ -307,7 +242,7 @@ async def test_a_call_that_waits_for_its_twin_scores_for_itself_when_the_twin_is
 
 
 async def test_a_deadline_ends_the_scoring_on_the_server() -> None:
-    async with served(function("slow_async", concurrency=1)) as caller:
+    async with served(misbehaving("slow_async", concurrency=1)) as caller:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await caller.score(make_group(["sleep 30"]), timeout_s=0.3)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -316,7 +251,7 @@ async def test_a_deadline_ends_the_scoring_on_the_server() -> None:
 
 
 async def test_concurrency_bounds_how_many_groups_a_scorer_has_at_once() -> None:
-    async with served(function("slow_async", concurrency=1)) as caller:
+    async with served(misbehaving("slow_async", concurrency=1)) as caller:
         scores = await asyncio.gather(*(caller.score(make_group(["sleep 0.3"], group_id=str(i))) for i in range(3)))
     assert max(answer.queued_s for answer in scores) > 0.5
     assert max(answer.compute_s for answer in scores) < 0.6
@@ -353,10 +288,10 @@ async def test_a_lone_surrogate_in_an_exception_does_not_break_the_answer(tmp_pa
 
 
 async def test_what_is_the_servers_own_fault_tells_the_caller_nothing_and_the_log_everything(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(LENGTH) as caller:
-        del caller.server._current.scorers._by_name["short"].place  # a defect of ours
+        monkeypatch.delattr(ScorerSet, "score")  # a defect of ours
         code, details = await caller.refusal(make_group(["secret"]))
     assert code is grpc.StatusCode.INTERNAL
     assert details == "internal error; the server's log has its traceback"

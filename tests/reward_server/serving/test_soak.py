@@ -12,9 +12,9 @@ import pytest
 
 from reward_server import wire
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
-from tests.reward_server.serving.test_service import function
 from tests.support.builders import make_group
 from tests.support.observed import Server, served_by_cli
+from tests.support.served import misbehaving
 
 CALLS, AT_ONCE, WARM_UP = 20_000, 500, 4_000
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     config = tmp_path / "c.yaml"
-    scorers = [function("slow_async", timeout_s=600)]
+    scorers = [misbehaving("slow_async", timeout_s=600)]
     settings = {"scorers": scorers, "workers": 1, "drain_grace_s": 1, "metrics": {"listen": "127.0.0.1:0"}}
     config.write_text(json.dumps({**settings, "records": {"path": str(tmp_path / "records")}}))
     with served_by_cli("--config", str(config), "--listen", f"unix:{tmp_path}/s") as server:

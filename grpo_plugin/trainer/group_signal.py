@@ -1,0 +1,87 @@
+"""`GroupSignalTrainer`: a group whose rewards are all equal has advantages of exactly zero.
+
+Short overrides around `super()`. TRL subtracts a mean and divides by a standard deviation, both rounded, so that equal
+rewards leave a small advantage, on which rows would be trained; with `token_batches` on it is 0 here, and the rows are
+pruned. With `token_batches` off every number stays TRL's. Owns the metric that counts such groups. Knows nothing of the
+service.
+
+Legend: N rows on this rank, R rows of the global batch, S scorers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from grpo_plugin.config import setting
+from grpo_plugin.rewards.survivors import has_signal, zero_std_share
+from grpo_plugin.trainer.drop import DropFailedTrainer
+
+_METRIC = "frac_reward_zero_std"
+
+
+class GroupSignalTrainer(DropFailedTrainer):
+    """TRL's trainer that decides on the rewards themselves whether a group has something to teach."""
+
+    reward_weights: torch.Tensor
+    _calculate_rewards: Any
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with self._noted_rewards() as noted:
+            batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        rewards_RS = noted[-1]
+        if setting(self.args, "token_batches") and self.model.training:
+            self._zero_advantages(batch, rewards_RS)
+        elif self._dropped_R is not None and self._is_scaled_by_group:
+            size = self.num_generations if self.model.training else self.num_generations_eval
+            share = zero_std_share(rewards_RS, self.reward_weights.to(rewards_RS.device), self._dropped_R, size)
+            self._metrics[self._mode][_METRIC][-1] = share
+        return batch
+
+    @contextlib.contextmanager
+    def _noted_rewards(self) -> Iterator[list[torch.Tensor]]:
+        """Inside, notes what `_calculate_rewards` returns, also that of a subclass: what TRL makes advantages of."""
+        before, calculate = vars(self).get("_calculate_rewards"), self._calculate_rewards
+        noted: list[torch.Tensor] = []
+
+        def noting(*args: Any, **kwargs: Any) -> torch.Tensor:
+            noted.append(calculate(*args, **kwargs))
+            return noted[-1]
+
+        self._calculate_rewards = noting
+        try:
+            yield noted
+        finally:
+            del self._calculate_rewards
+            if before is not None:
+                self._calculate_rewards = before
+
+    def _zero_advantages(self, batch: dict[str, Any], rewards_RS: torch.Tensor) -> None:
+        """Sets the advantages of groups without signal to 0, in the batch and in TRL's table of completions."""
+        weights_S = self.reward_weights.to(rewards_RS.device)
+        per_scorer = self.multi_objective_aggregation == "normalize_then_sum"
+        signal_R = has_signal(rewards_RS, weights_S, self.num_generations, per_scorer)
+        rows = len(batch["advantages"])
+        first = self.accelerator.process_index * rows
+        batch["advantages"] = batch["advantages"].masked_fill(~signal_R[first : first + rows], 0.0)
+        logged = self._logs["advantages"]  # a deque of the last generation's (TRL 1.16, line 2837)
+        for row in torch.nonzero(~signal_R).flatten().tolist():
+            logged[row - len(signal_R)] = 0.0
+        self._metrics["train"][_METRIC][-1] = self._share_without(signal_R, rewards_RS, weights_S)
+
+    @property
+    def _is_scaled_by_group(self) -> bool:
+        """Whether TRL's metric is one of groups; else it is 1 or 0 for the whole batch (TRL 1.16, line 2777)."""
+        return self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch"
+
+    def _share_without(self, signal_R: torch.Tensor, rewards_RS: torch.Tensor, weights_S: torch.Tensor) -> float:
+        """The share of the survivors whose group has no signal; NaN without survivors."""
+        if self._is_scaled_by_group:
+            silent_R = ~signal_R if self._dropped_R is None else ~signal_R[~self._dropped_R]
+            return silent_R.float().mean().item()
+        if self.multi_objective_aggregation == "sum_then_normalize":
+            signal_R = has_signal(rewards_RS, weights_S, len(rewards_RS))
+        return float(not signal_R.any())
