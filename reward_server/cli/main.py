@@ -1,6 +1,7 @@
 """The `reward-server` command: its subcommands, their arguments and its exit codes.
 
-Owns the parser. `serve`, `commands` (check and score), `evaluate` (test, attack, rescore), `view` and `schema` do the work.
+Owns the parser. `serve`, `commands` (check and score), `evaluate` (test, attack, rescore), `view`
+and `schema` do the work.
 Bad input ends with one line `error: …` and exit code 1; a traceback is shown only of the user's own code.
 """
 

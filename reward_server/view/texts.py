@@ -14,8 +14,7 @@ _KEPT = {"\n", "\t"}
 # Cc: control characters, ANSI's escape among them; Cf: bidi controls, zero-width and tag characters; Cs: lone
 # surrogates; Co, Cn: no characters at all; Zl, Zp: line breaks that are no newline.
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~:$&^=@/])")
-_LABEL_CHARACTERS = 120
+_LINE_CHARACTERS = 120
 
 
 def shown(text: str) -> str:
@@ -25,14 +24,7 @@ def shown(text: str) -> str:
     )
 
 
-def label(text: str) -> str:
-    """For widgets whose labels are Markdown: one short line in which nothing is markup."""
-    line = shown(text).replace("\n", " ").replace("\t", " ")
-    short = line if len(line) <= _LABEL_CHARACTERS else line[: _LABEL_CHARACTERS - 1] + "…"
-    return _MARKDOWN.sub(r"\\\1", short)
-
-
-def line_of(text: str, characters: int = _LABEL_CHARACTERS) -> str:
+def line_of(text: str, characters: int = _LINE_CHARACTERS) -> str:
     """The beginning of a text on one line, for cells of a table."""
     line = re.sub(r"\s+", " ", shown(text[: 4 * characters])).strip()
     return line if len(line) <= characters else line[: characters - 1] + "…"

@@ -42,17 +42,14 @@ def _wanted(context: Context) -> Filter:
     names = [filters.REWARD, *context.ask(filters.scorer_names)]
     columns = streamlit.columns(6)
     bound = {"bind": "query-params"}
-    from_step = columns[0].number_input("From step", value=first, step=1, key="from", **bound)
-    to_step = columns[1].number_input("To step", value=last, step=1, key="to", **bound)
+    from_step = columns[0].number_input("From step", value=None, step=1, placeholder=str(first), key="from", **bound)
+    to_step = columns[1].number_input("To step", value=None, step=1, placeholder=str(last), key="to", **bound)
     scorer = columns[2].selectbox("Score of", names, key="scorer", format_func=line_of, **bound)
     least = columns[3].number_input("At least", value=None, step=0.1, key="least", format="%g", **bound)
     most = columns[4].number_input("At most", value=None, step=0.1, key="most", format="%g", **bound)
     status = columns[5].selectbox("Status", _STATUSES, key="status", **bound)
     text = streamlit.text_input("Completion contains (case counts)", key="text", **bound)
-    asked_from = None if from_step == first else int(from_step)
-    asked_to = None if to_step == last else int(to_step)
-    wanted_status = None if status == _ANY else status
-    return Filter(context.run, asked_from, asked_to, scorer, least, most, wanted_status, text)
+    return Filter(context.run, from_step, to_step, scorer, least, most, None if status == _ANY else status, text)
 
 
 # ----------------------------------------------------------------------------------------------------- choosing a group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reward_server.view.texts import differences, label, line_of, shown
+from reward_server.view.texts import differences, line_of, shown
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,6 @@ from reward_server.view.texts import differences, label, line_of, shown
 def test_what_cannot_be_seen_is_spelled_out(text: str, expected: str) -> None:
     assert shown(text) == expected
     assert shown(text).encode()  # no lone surrogate is left
-
-
-def test_a_label_has_no_markup_left() -> None:
-    assert label("![x](http://a)") == r"\!\[x\]\(http\:\/\/a\)"
-    assert label("# a\n`b`") == r"\# a \`b\`"
 
 
 def test_a_line_is_short_and_one_line() -> None:
