@@ -34,7 +34,9 @@ SERVER_ARROWS = {
     "serving": VALUES
     | {"addresses", "cache", "config", "execution", "observability", "processes", "scorers", "v1", "wire"},
     "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
-    "cli": VALUES | {"evaluation", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
+    "view": VALUES | {"config", "evaluation", "observability"},
+    "cli": VALUES
+    | {"evaluation", "view", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
 PLUGIN_ARROWS = {
     "errors": set(),

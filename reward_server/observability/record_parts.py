@@ -36,7 +36,7 @@ class RecordParts:
         self._part_groups = part_groups
         self._part_s = part_s
         self._max_bytes = max_bytes
-        self._schema = _schema()
+        self._schema = part_schema()
         self._rows: list[Mapping[str, Any]] = []
         self.waiting = 0
         self._began = 0.0
@@ -160,7 +160,8 @@ def _text(content: Any) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _schema() -> Any:
+def part_schema() -> Any:
+    """The columns of a part. Raises ConfigError without pyarrow."""
     try:
         import pyarrow as pa  # noqa: PLC0415
     except ModuleNotFoundError as error:
