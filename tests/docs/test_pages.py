@@ -39,7 +39,8 @@ SERVER_KEYS = {
 
 @pytest.fixture
 def reader(tmp_path: Path, tiny_model: str) -> Iterator[Reader]:
-    """In a folder where the hub's names that our pages use are folders."""
+    """In a folder where the hub's names that our pages use are folders, beside the repository's configurations."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     model, data = tmp_path / "Qwen" / "Qwen2.5-0.5B-Instruct", tmp_path / "openai" / "gsm8k"
     shutil.copytree(tiny_model, model)
     data.mkdir(parents=True)
