@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from reward_server.evaluation.report import lines_of, write_junit
 from reward_server.evaluation.scoring import Scoring
 from reward_server.evaluation.suite import Outcome, Report, run_cases
 from reward_server.scorers.loading import did_you_mean, load_attribute
+
+# How far scoring old completions stands back for a server on the same machine; its workers inherit it.
+_BESIDE_A_SERVER = 10
 
 
 def add_commands(commands: Any) -> None:
@@ -165,6 +169,8 @@ def _rescore(args: argparse.Namespace) -> int:
     old = list(read_records(args.records))
     if not old:
         raise InvalidGroupError(f"{', '.join(map(str, args.records))}: no group is recorded in it")
+    if args.config:
+        os.nice(_BESIDE_A_SERVER)
     new = asyncio.run(_run_rescore(args, old))
     print(*rescoring.lines_of(rescoring.compare(old, new)), sep="\n")
     return 0
