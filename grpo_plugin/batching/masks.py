@@ -42,19 +42,19 @@ def _windows(config: Any) -> list[int]:
 
 
 def _untried_window(calls: Sequence[AttentionCall], config: Any) -> str | None:
-    """A window too long to try, of which no attention call is told."""
+    """A window that is too long to try and that no attention call receives."""
     windows = [window for window in _windows(config) if LONGEST_WINDOW < window < _longest_row(config)]
     if not windows or getattr(config, "layer_types", None) or any(call.sliding_window for call in calls):
         return None
-    return f"its configuration has a window of {windows[0]} tokens, of which no attention call is told"
+    return f"its configuration has a window of {windows[0]} tokens, which no attention call receives"
 
 
 def _lost_mask(call: AttentionCall, config: Any) -> str | None:
-    """What this attention call is told by its mask alone, and packed attention would not know."""
+    """What only the mask of this attention call says, so that packed attention would not know it."""
     layer, kinds = getattr(call.module, "layer_idx", None), getattr(config, "layer_types", None) or ()
     kind = kinds[layer] if isinstance(layer, int) and layer < len(kinds) else ""
     if call.sliding_window is None and ("sliding" in kind or "chunked" in kind):
-        return f"layer {layer} has {kind}, of which its attention is told by a mask alone; packed rows have no mask"
+        return f"layer {layer} has {kind}, which only its mask says, and packed rows have no mask"
     if call.attention_mask is None or call.attention_mask.dim() < 4:  # flash attention is told by arguments alone
         return None
     mask = call.attention_mask

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Memo:
-    """Keeps values for one owner at a time; an owner is told by its identity and is kept alive."""
+    """Keeps values for one owner at a time; an owner is recognised by its identity and is kept alive."""
 
     def __init__(self) -> None:
         self._owner: object = None

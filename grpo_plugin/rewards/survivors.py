@@ -46,9 +46,9 @@ def drop_failed(
     policy: FailurePolicy,
     min_group_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards without what the policy drops (NaN, which TRL leaves out of every mean and std), and who is dropped, R.
+    """The rewards with NaN for what the policy drops (TRL skips NaN in every mean and std), and which rows are dropped, R.
 
-    `failed_BGS` says which scores of the service, the columns `remote`, failed.
+    `failed_BGS` says which scores of the service (the columns `remote`) failed.
     """
     groups, size, _ = failed_BGS.shape
     drops = policy.drops(failed_BGS)

@@ -53,8 +53,8 @@ class EndpointOptions(EngineOptions):
     )
     truncate: Literal["error", "left", "right"] = Field(
         "error",
-        description="What becomes of a text beyond the model's length. error: it gets no score but FAILED. left: its "
-        "start is cut off. right: its end is.",
+        description="What happens to a text that is longer than the model allows. error: its score is FAILED. left: "
+        "its start is cut off. right: its end is cut off.",
     )
     add_special_tokens: bool = Field(
         False, description="vllm_classify only: add the tokenizer's special tokens to text; TRL adds none."

@@ -111,8 +111,8 @@ class MathOptions(ScorerOptions):
         5.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds of processor time that comparing one answer may take; beyond them it is TIMEOUT, and its "
-        "siblings go on.",
+        description="Seconds of processor time that comparing one answer may take. Beyond them its score is TIMEOUT, "
+        "and the other completions of the group are scored.",
     )
 
 

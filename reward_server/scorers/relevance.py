@@ -1,6 +1,6 @@
 """The scorer `relevance`: how near a completion is in meaning to its prompt, or to a reference text in a column.
 
-Owns the embedding model (sentence-transformers), which texts are compared, and what becomes of a text that is too long.
+Owns the embedding model (sentence-transformers), which texts are compared, and what happens to a text that is too long.
 Knows nothing of queues: it gets one group at a time, and embeds each of its texts once, in batches of similar lengths.
 
 The score is the similarity of two embeddings: by default their cosine, from -1 to 1. With real models it is mostly
@@ -54,8 +54,8 @@ class RelevanceOptions(ScorerOptions):
     )
     truncate: Literal["error", "left", "right"] = Field(
         "error",
-        description="What becomes of a text beyond max_length. error: its completion gets no score but FAILED. left: "
-        "its start is cut off. right: its end is. The metric <name>/truncated is the share of a group that was cut.",
+        description="What happens to a text that is longer than max_length. error: the score is FAILED. left: its "
+        "start is cut off. right: its end is cut off. The metric <name>/truncated is the share of a group that was cut.",
     )
 
 

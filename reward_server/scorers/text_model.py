@@ -1,6 +1,6 @@
 """What scorers share whose model reads prompt and completion as text: `classifier` and `token_probability`.
 
-Owns their options, tokenizing, the chat template, what becomes of a text that is too long, and how the scores of steps
+Owns their options, tokenizing, the chat template, what happens to a text that is too long, and how the scores of steps
 become the score of a completion. Knows nothing of queues, nor of what a model's output means.
 
 Legend: G completions of a group, N rows of a batch, T tokens.
@@ -34,8 +34,8 @@ class TextModelOptions(ModelOptions):
     timeout_s: float = Field(
         60.0,
         gt=0,
-        description="Seconds that one batch may take on the model, whosever completions are in it. Waiting is not "
-        "counted.",
+        description="Seconds that one batch may take on the model, whichever callers its completions come from. "
+        "Waiting is not counted.",
     )
     steps: StepsOptions | None = Field(
         None, description="For a process reward model: a score for each step. Unset, one for the whole completion."
@@ -45,8 +45,8 @@ class TextModelOptions(ModelOptions):
     )
     truncate: Literal["error", "left", "right"] = Field(
         "error",
-        description="What becomes of a text beyond max_length. error: it gets no score but FAILED. left: its start is "
-        "cut off. right: its end is. classifier cuts prompt and completion as one text, token_probability the "
+        description="What happens to a text that is longer than max_length. error: its score is FAILED. left: its "
+        "start is cut off. right: its end is cut off. classifier cuts prompt and completion as one text, token_probability the "
         "completion only. The metric <name>/truncated is the share of a group that was cut.",
     )
     max_batch_tokens: int = Field(
