@@ -46,7 +46,7 @@ def drop_failed(
     policy: FailurePolicy,
     min_group_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rewards with NaN for what the policy drops (TRL skips NaN in every mean and std), and which rows are dropped, R.
+    """The rewards with NaN for what the policy drops, and which rows are dropped, R. TRL skips NaN in means and std.
 
     `failed_BGS` says which scores of the service (the columns `remote`) failed.
     """

@@ -55,7 +55,8 @@ class RelevanceOptions(ScorerOptions):
     truncate: Literal["error", "left", "right"] = Field(
         "error",
         description="What happens to a text that is longer than max_length. error: the score is FAILED. left: its "
-        "start is cut off. right: its end is cut off. The metric <name>/truncated is the share of a group that was cut.",
+        "start is cut off. right: its end is cut off. The metric <name>/truncated is the share of a group that was "
+        "cut.",
     )
 
 

@@ -46,8 +46,8 @@ class TextModelOptions(ModelOptions):
     truncate: Literal["error", "left", "right"] = Field(
         "error",
         description="What happens to a text that is longer than max_length. error: its score is FAILED. left: its "
-        "start is cut off. right: its end is cut off. classifier cuts prompt and completion as one text, token_probability the "
-        "completion only. The metric <name>/truncated is the share of a group that was cut.",
+        "start is cut off. right: its end is cut off. classifier cuts prompt and completion as one text, "
+        "token_probability the completion only. The metric <name>/truncated is the share of a group that was cut.",
     )
     max_batch_tokens: int = Field(
         16384,

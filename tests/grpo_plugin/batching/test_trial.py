@@ -78,7 +78,7 @@ def test_models_whose_positions_count_padding_keep_trls_padding(
 def test_a_window_that_only_the_mask_tells_of_is_not_packed(precision: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert isinstance(layout_of(make_model("qwen2_moe", **WINDOW_IN_MASK), precision), PaddedLayout)
-    assert "layer 0 has sliding_attention, of which its attention is told by a mask alone" in caplog.text
+    assert "layer 0 has sliding_attention, which only its mask says" in caplog.text
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -101,7 +101,7 @@ def test_a_window_too_long_to_try_has_to_reach_attention(caplog: pytest.LogCaptu
     config.layer_types = None
     with caplog.at_level(logging.WARNING):
         assert isinstance(layout_of(model, config=config), PaddedLayout)
-    assert "has a window of 20000 tokens, of which no attention call is told" in caplog.text
+    assert "has a window of 20000 tokens, which no attention call receives" in caplog.text
 
 
 def test_under_fsdp_no_gradient_is_asked_for() -> None:
