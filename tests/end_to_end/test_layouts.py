@@ -27,10 +27,9 @@ ARGS = {
 
 @pytest.mark.parametrize("accelerate", ["cpu_ddp", "cpu_zero3"])
 def test_ranks_find_the_same_layout_and_the_trial_leaves_no_gradient(tmp_path: Path, accelerate: str) -> None:
-    models = {
-        "apart": save_tiny_model(tmp_path / "qwen2"),
-        "carries": save_tiny_model(tmp_path / "lfm2", kind="lfm2", layer_types=["conv", "full_attention"]),
-    }
+    models = {"apart": save_tiny_model(tmp_path / "qwen2")}
+    if accelerate == "cpu_ddp":  # ZeRO-3 gathers each weight for each of the trial's forwards, which takes its time
+        models["carries"] = save_tiny_model(tmp_path / "lfm2", kind="lfm2", layer_types=["conv", "full_attention"])
     more = {"ddp_backend": "gloo"} if "zero" in accelerate else {}
     bf16 = accelerate == "cpu_ddp"
     specs = {name: {"model": str(model), "args": {**ARGS, **more, "bf16": bf16}} for name, model in models.items()}

