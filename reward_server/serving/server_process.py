@@ -17,7 +17,6 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Coroutine
 from typing import Any
 
 from reward_server import wire
@@ -54,7 +53,7 @@ async def _serve_commands(line: socket.socket) -> None:
     try:
         while True:
             number, command, *arguments = await _receive(reader)
-            task = asyncio.create_task(_answer(writer, number, commands.execute(command, arguments)))
+            task = asyncio.create_task(_answer(writer, number, commands, command, arguments))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -74,9 +73,11 @@ async def _receive(reader: asyncio.StreamReader) -> Any:
     return await in_thread(functools.partial(pickle.loads, body))
 
 
-async def _answer(writer: asyncio.StreamWriter, number: int, execution: Coroutine[Any, Any, dict[str, Any]]) -> None:
+async def _answer(
+    writer: asyncio.StreamWriter, number: int, commands: _Commands, command: str, arguments: list[Any]
+) -> None:
     try:
-        answer = await execution
+        answer = await commands.execute(command, arguments)
     except RewardServerError as error:
         answer = {"error": str(error), "type": type(error).__name__}
     except Exception as error:

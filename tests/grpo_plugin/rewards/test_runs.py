@@ -40,7 +40,7 @@ def test_after_an_outage_that_stopped_the_run_training_goes_on_with_the_service_
 ) -> None:
     listen = f"unix:{tmp_path}/r.sock"
     trainer = stopped_by_an_outage(tiny_model, tmp_path, serve, listen)
-    assert trainer.state.log_history[1]["reward/steps_without_update"] == 1
+    assert trainer.state.log_history[1]["reward/steps_without_update"] == 2
     serve(function("vowels"), listen=listen)
     trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == 5
