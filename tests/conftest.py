@@ -18,7 +18,6 @@ import pytest
 
 from reward_server.launch import ServerProcess, launch_server
 from tests.support.builders import save_tiny_model
-from tests.support.servers import SCORING, function  # noqa: F401 - where tests found them before
 
 
 @pytest.hookimpl(wrapper=True)
