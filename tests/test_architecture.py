@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("reward_server", "grpo_plugin", "tests")
+OURS = ("reward_server", "grpo_plugin", "packed_attention", "tests")
 
 # What each room (a folder or a top-level file) may import of its siblings: whole rooms, or single modules of them.
 VALUES = {"types", "errors"}
@@ -48,6 +48,15 @@ PLUGIN_ARROWS = {
     "cli": {"config", "errors", "trainer", "train"},
     "train": {"cli", "config", "errors", "trainer"},
 }
+PACKED_ARROWS: dict[str, set[str]] = {
+    "segments": set(),
+    "varlen": {"segments"},
+    "attention": {"segments", "varlen"},
+    "masks": {"attention", "varlen"},
+}
+PACKAGES = {"reward_server": SERVER_ARROWS, "grpo_plugin": PLUGIN_ARROWS, "packed_attention": PACKED_ARROWS}
+# The rooms that may import packed attention: whatever runs a model of texts.
+PACK = ("grpo_plugin/batching", "reward_server/scorers")
 # What the plugin may import of `reward_server`: the parts that load neither torch nor the server.
 PLUGIN_SEES = VALUES | {"client", "launch", "observability.tracing", "observability.records"}
 
@@ -100,13 +109,27 @@ def test_a_room_of_the_plugin_imports_only_the_rooms_below_it(room: str) -> None
         check(path, "grpo_plugin", PLUGIN_ARROWS[room])
 
 
+@pytest.mark.parametrize("room", PACKED_ARROWS)
+def test_a_file_of_packed_attention_imports_only_the_files_below_it_and_neither_package(room: str) -> None:
+    for path in files(f"packed_attention/{room}"):
+        check(path, "packed_attention", PACKED_ARROWS[room])
+        check(path, "reward_server", set())
+        check(path, "grpo_plugin", set())
+
+
+def test_only_what_runs_models_packs() -> None:
+    for path in [*files("reward_server"), *files("grpo_plugin")]:
+        if not str(path.relative_to(ROOT)).startswith(PACK):
+            check(path, "packed_attention", set())
+
+
 def test_a_forbidden_import_is_reported_with_the_names_of_both_rooms() -> None:
     path = ROOT / "reward_server" / "serving" / "server.py"  # it imports the service, as a scorer must not
     with pytest.raises(AssertionError, match=r"the room reward_server.serving must not import .* of the room reward_s"):
         check(path, "reward_server", SERVER_ARROWS["scorers"])
 
 
-@pytest.mark.parametrize(("package", "arrows"), [("reward_server", SERVER_ARROWS), ("grpo_plugin", PLUGIN_ARROWS)])
+@pytest.mark.parametrize(("package", "arrows"), PACKAGES.items())
 def test_every_room_is_on_the_map(package: str, arrows: dict[str, set[str]]) -> None:
     rooms = {
         path.stem for path in (ROOT / package).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")
@@ -115,7 +138,7 @@ def test_every_room_is_on_the_map(package: str, arrows: dict[str, set[str]]) -> 
 
 
 def test_every_room_says_what_it_owns_or_does_not_know() -> None:
-    for package, arrows in (("reward_server", SERVER_ARROWS), ("grpo_plugin", PLUGIN_ARROWS)):
+    for package, arrows in PACKAGES.items():
         for path in (ROOT / package / room / "__init__.py" for room in arrows if room != "v1"):
             if path.exists():
                 docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
@@ -153,7 +176,7 @@ def test_what_runs_inside_a_sandbox_imports_nothing_but_the_standard_library_and
 
 
 def test_no_file_imports_a_private_name_of_another() -> None:
-    for path in [*files("reward_server"), *files("grpo_plugin"), *files("tests")]:
+    for path in [path for package in OURS for path in files(package)]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
                 private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name[1] != "_"]

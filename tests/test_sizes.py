@@ -17,8 +17,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources() -> list[Path]:
-    """The files of both packages, without what protoc generates."""
-    found = [path for package in ("reward_server", "grpo_plugin") for path in (ROOT / package).rglob("*.py")]
+    """The files of all packages, without what protoc generates."""
+    found = [
+        path
+        for package in ("reward_server", "grpo_plugin", "packed_attention")
+        for path in (ROOT / package).rglob("*.py")
+    ]
     return sorted(path for path in found if "v1" not in path.relative_to(ROOT).parts)
 
 

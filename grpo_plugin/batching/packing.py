@@ -33,40 +33,12 @@ import numpy as np
 import torch
 
 from grpo_plugin.batching.plan import Ints, Rows
+from packed_attention.segments import Segments, round_length, seen
 
 IGNORED = -100  # the label of a token that is not scored, as in TRL and transformers
 
 # Segments as the builder writes them: row, first position, end of positions, and the segment seen before (-1: none).
 _Part = tuple[int, int, int, int]
-
-
-class Segments:
-    """Which tokens may look at which, as the model's attention layers receive it.
-
-    A segment's tokens look at themselves causally and at all of the segment `before`, if there is one (-1: none).
-    """
-
-    # Not a dataclass: Dynamo guards on every field of a frozen one, and would compile again for every packed sequence.
-    def __init__(
-        self,
-        lengths: list[int],
-        before: list[int],
-        ends_q: torch.Tensor,
-        ends_k: torch.Tensor,
-        keys: torch.Tensor | None,
-    ):
-        self.lengths = lengths
-        self.before = before
-        self.ends_q = ends_q  # cumulative lengths of queries, shape (P + 1,), int32
-        self.ends_k = ends_k  # cumulative lengths of keys, shape (P + 1,), int32
-        self.keys = keys  # which token each key is, shape (K,); None where keys are the queries' own tokens
-        self.seen = _seen(lengths, before)  # how many tokens the last token of each segment looks at
-        self.tokens = sum(lengths)
-        self.longest_q, self.longest_k = max(lengths), max(self.seen)
-
-
-def _seen(lengths: list[int], before: list[int]) -> list[int]:
-    return [own + (lengths[other] if other >= 0 else 0) for own, other in zip(lengths, before, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +119,8 @@ class PackingIndex:
 
     def arrays(self) -> list[Ints]:
         """All that goes to the device."""
-        ends = [np.cumsum([0, *lengths]) for lengths in (self.lengths, _seen(self.lengths, self.before))]
+        ends = [np.cumsum([0, *lengths]) for lengths in (self.lengths, seen(self.lengths, self.before))]
         return [self.source_T, self.position_T, self.label_T, self.place_L, self.target_L, self.keys_K, *ends]
-
-
-def round_length(tokens: int) -> int:
-    """The next of 64 lengths between two powers of two: at most 1/64 more, and multiples of 8 beyond 512."""
-    multiple = 1 << max(0, (tokens - 1).bit_length() - 7)
-    return -(-tokens // multiple) * multiple
 
 
 def _parts(rows: Rows, families: Sequence[Sequence[int]]) -> list[_Part]:

@@ -23,18 +23,18 @@ from typing import Any
 
 import torch
 
-from grpo_plugin.batching.attention import (
+from grpo_plugin.batching.embedding_gradient import embedding_gradient
+from grpo_plugin.batching.plan import PackedLayout
+from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.trial_rows import Lengths, TrialRows
+from packed_attention.attention import (
     STANDS_IN_FOR,
     AttentionCall,
     installed_kernel_problem,
     observed_calls,
     register,
 )
-from grpo_plugin.batching.embedding_gradient import embedding_gradient
-from grpo_plugin.batching.masks import lost_in_packing, windows_to_try
-from grpo_plugin.batching.plan import PackedLayout
-from grpo_plugin.batching.ranks import Ranks
-from grpo_plugin.batching.trial_rows import Lengths, TrialRows
+from packed_attention.masks import lost_in_packing, windows_to_try
 
 # Mean difference of log-probabilities up to which two layouts count as the same: in float32, and in half precision as a
 # part of how far log-probabilities spread, since models with small random weights have nearly equal ones. Measured with

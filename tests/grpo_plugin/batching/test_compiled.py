@@ -12,10 +12,10 @@ from accelerate import PartialState
 from accelerate.logging import MultiProcessAdapter
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from grpo_plugin.batching.attention import register
 from grpo_plugin.batching.forward import packed_forward
 from grpo_plugin.batching.plan import PackedLayout
 from grpo_plugin.batching.trial_rows import Lengths, TrialRows
+from packed_attention.attention import register
 from tests.support.models import make_model
 
 # Dynamo looks at what it traces in ways that warn.

@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from grpo_plugin.batching.attention import register
 from grpo_plugin.batching.forward import PACKING, packed_forward, packing_indices, read_rows, with_packing
-from grpo_plugin.batching.packing import IGNORED, Packed, PackingIndex, round_length, to_device
+from grpo_plugin.batching.packing import IGNORED, Packed, PackingIndex, to_device
 from grpo_plugin.batching.plan import PackedLayout, PaddedLayout
+from packed_attention.attention import register
+from packed_attention.segments import round_length
 from tests.benchmarks.packing import make_rows, tensors
 from tests.support.builders import save_tiny_model
 

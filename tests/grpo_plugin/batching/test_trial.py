@@ -12,13 +12,13 @@ import torch
 from accelerate import PartialState
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from grpo_plugin.batching.attention import AttentionCall, register
-from grpo_plugin.batching.masks import lost_in_packing
 from grpo_plugin.batching.plan import PackedLayout, PaddedLayout
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.trial_rows import Lengths, TrialRows
-from grpo_plugin.batching.varlen import VarlenKernel
-from tests.grpo_plugin.batching.test_attention import first_on_first, one_too_wide
+from packed_attention.attention import AttentionCall, register
+from packed_attention.masks import lost_in_packing
+from packed_attention.varlen import VarlenKernel
+from tests.packed_attention.test_attention import first_on_first, one_too_wide
 from tests.support.models import CARRY_STATE, PACKED, WINDOW_IN_MASK, layout_of, make_model
 from tests.support.varlen import torch_2_10, torch_2_12
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from grpo_plugin.batching.attention import attend_by_segment, register
-from grpo_plugin.batching.packing import PackingIndex, Segments, to_device
+from grpo_plugin.batching.packing import PackingIndex, to_device
 from grpo_plugin.batching.plan import Rows
-from grpo_plugin.batching.varlen import VarlenKernel, select_keys
+from packed_attention.attention import attend_by_segment, register
+from packed_attention.segments import Segments
+from packed_attention.varlen import VarlenKernel, select_keys
 from tests.support.varlen import SIGNATURES, attend
 
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ import torch
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from grpo_plugin.batching.packing import Segments
-from grpo_plugin.batching.varlen import VarlenKernel, select_keys, visible
+from packed_attention.segments import Segments
+from packed_attention.varlen import VarlenKernel, select_keys, visible
 
 STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3")
 

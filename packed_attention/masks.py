@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from grpo_plugin.batching.attention import AttentionCall
-from grpo_plugin.batching.varlen import visible
+from packed_attention.attention import AttentionCall
+from packed_attention.varlen import visible
 
 # Rows are not made longer than this for a trial, whatever the window.
 LONGEST_WINDOW = 8192

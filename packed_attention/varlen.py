@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from grpo_plugin.batching.packing import Segments
+from packed_attention.segments import Segments
 
 # The kernel reads head sizes in units of 8 (FlashAttention-2); others are filled up with zeros.
 _HEAD_SIZE_UNIT = 8

@@ -1,0 +1,46 @@
+"""Segments: which tokens of a packed sequence may look at which, and the lengths that packed sequences are rounded to.
+
+Owns these values alone. Knows nothing of attention, nor of how rows become segments.
+
+Legend: P segments, K keys (the tokens that each segment sees, one segment after another).
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Segments:
+    """Which tokens may look at which, as the model's attention layers receive it.
+
+    A segment's tokens look at themselves causally and at all of the segment `before`, if there is one (-1: none).
+    """
+
+    # Not a dataclass: Dynamo guards on every field of a frozen one, and would compile again for every packed sequence.
+    def __init__(
+        self,
+        lengths: list[int],
+        before: list[int],
+        ends_q: torch.Tensor,
+        ends_k: torch.Tensor,
+        keys: torch.Tensor | None,
+    ):
+        self.lengths = lengths
+        self.before = before
+        self.ends_q = ends_q  # cumulative lengths of queries, shape (P + 1,), int32
+        self.ends_k = ends_k  # cumulative lengths of keys, shape (P + 1,), int32
+        self.keys = keys  # which token each key is, shape (K,); None where keys are the queries' own tokens
+        self.seen = seen(lengths, before)  # how many tokens the last token of each segment looks at
+        self.tokens = sum(lengths)
+        self.longest_q, self.longest_k = max(lengths), max(self.seen)
+
+
+def seen(lengths: list[int], before: list[int]) -> list[int]:
+    """How many tokens the last token of each segment looks at."""
+    return [own + (lengths[other] if other >= 0 else 0) for own, other in zip(lengths, before, strict=True)]
+
+
+def round_length(tokens: int) -> int:
+    """The next of 64 lengths between two powers of two: at most 1/64 more, and multiples of 8 beyond 512."""
+    multiple = 1 << max(0, (tokens - 1).bit_length() - 7)
+    return -(-tokens // multiple) * multiple
