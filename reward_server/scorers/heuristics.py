@@ -1,7 +1,7 @@
-"""Scorers that read the text only: length, regex, match, keywords, repetition.
+"""Scorers that read the text only: regex, match, keywords, repetition.
 
-Owns five small rules. Each scores 1.0 or 0.0 (repetition: -1 to 0), so that `weight` alone says what a rule is worth. A
-negative weight inverts a rule.
+Owns four small rules, and the base that they share with the rules of length (`lengths`). Each scores 1.0 or 0.0
+(repetition: -1 to 0), so that `weight` alone says what a rule is worth. A negative weight inverts a rule.
 
 Legend: G completions of a group.
 """
@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from reward_server.scorers.base import ExecutorKind, Result, Scorer, ScorerOptions, text_of, to_scores
 from reward_server.scorers.columns import ColumnScorer
@@ -25,7 +25,9 @@ Flag = Literal["ignorecase", "multiline", "dotall"]
 OptionsT = TypeVar("OptionsT", bound=ScorerOptions)
 
 
-class _Heuristic(Scorer[OptionsT]):
+class Heuristic(Scorer[OptionsT]):
+    """A rule: G values of a group, computed on the event loop."""
+
     place = ExecutorKind.LOOP
 
     def score(self, group: Group) -> Result:
@@ -45,35 +47,6 @@ class _Heuristic(Scorer[OptionsT]):
             return self.token_ids(group)
         texts = self.texts(group)
         return texts if unit == "chars" else [text.split() for text in texts]
-
-
-# --------------------------------------------------------------------------------------------------------------- length
-
-
-class LengthOptions(ScorerOptions):
-    """Options of `length`."""
-
-    min: int = Field(0, ge=0, description="Shortest length that scores 1.")
-    max: int | None = Field(None, ge=0, description="Longest length that scores 1; unbounded if unset.")
-    unit: Unit = Field("chars", description="chars, words (split at white space) or tokens (the trainer sends them).")
-
-    @model_validator(mode="after")
-    def _bounds_something(self) -> LengthOptions:
-        if self.max is None and self.min == 0:
-            raise ValueError("set min, max or both; as it is every length scores 1")
-        if self.max is not None and self.min > self.max:
-            raise ValueError(f"min ({self.min}) is above max ({self.max}); no length would score 1")
-        return self
-
-
-class LengthScorer(_Heuristic[LengthOptions]):
-    """1.0 where min <= length <= max, 0.0 elsewhere."""
-
-    Options = LengthOptions
-
-    def values(self, group: Group) -> list[float]:
-        upper = float("inf") if self.options.max is None else self.options.max
-        return [float(self.options.min <= len(parts) <= upper) for parts in self.units(group, self.options.unit)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- regex
@@ -97,7 +70,7 @@ class RegexOptions(ScorerOptions):
     _pattern_compiles = field_validator("pattern")(_checked_pattern)
 
 
-class RegexScorer(_Heuristic[RegexOptions]):
+class RegexScorer(Heuristic[RegexOptions]):
     """1.0 where the pattern matches, 0.0 elsewhere. It runs in a worker, since a pattern can backtrack for ever."""
 
     Options = RegexOptions
@@ -133,7 +106,7 @@ class MatchOptions(ScorerOptions):
     _pattern_compiles = field_validator("extract")(_checked_pattern)
 
 
-class MatchScorer(_Heuristic[MatchOptions], ColumnScorer[MatchOptions]):
+class MatchScorer(Heuristic[MatchOptions], ColumnScorer[MatchOptions]):
     """1.0 where the completion matches the column, 0.0 elsewhere; not applicable where the column is null."""
 
     Options = MatchOptions
@@ -194,7 +167,7 @@ class KeywordsOptions(ScorerOptions):
         return words
 
 
-class KeywordsScorer(_Heuristic[KeywordsOptions]):
+class KeywordsScorer(Heuristic[KeywordsOptions]):
     """1.0 where the text has any, all or none of the words, as whole words; 0.0 elsewhere."""
 
     Options = KeywordsOptions
@@ -224,7 +197,7 @@ class RepetitionOptions(ScorerOptions):
     unit: Unit = Field("words", description="chars, words (split at white space) or tokens (the trainer sends them).")
 
 
-class RepetitionScorer(_Heuristic[RepetitionOptions]):
+class RepetitionScorer(Heuristic[RepetitionOptions]):
     """Minus the share of n-grams that repeat another one: 0 if all differ, near -1 if one n-gram fills the text.
 
     unique / total - 1, as in "Demystifying Long Chain-of-Thought Reasoning in LLMs" (arXiv 2502.03373), appendix C.2.

@@ -1,4 +1,4 @@
-"""The heuristics: length, regex, match, keywords, repetition."""
+"""The heuristics: regex, match, keywords, repetition."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reward_server.errors import ConfigError, InvalidGroupError
+from reward_server.errors import ConfigError
 from reward_server.scorers.base import ExecutorKind, Scorer
 from reward_server.scorers.registry import build, parse_options
 from reward_server.types import Completion, Group
@@ -28,30 +28,6 @@ def problem_of(type: str, **options: Any) -> str:
     with pytest.raises(ConfigError) as raised:
         parse_options({"type": type, "name": "h", **options})
     return str(raised.value)
-
-
-# --------------------------------------------------------------------------------------------------------------- length
-
-
-def test_length_counts_characters_between_bounds_inclusive() -> None:
-    assert values(make("length", min=2, max=3), "a", "ab", "abc", "abcd") == [0.0, 1.0, 1.0, 0.0]
-
-
-def test_length_counts_words() -> None:
-    assert values(make("length", max=2, unit="words"), "one  two", "one two three") == [1.0, 0.0]
-
-
-def test_length_counts_tokens_if_they_were_sent() -> None:
-    scorer = make("length", max=1, unit="tokens")
-    group = Group("p", (Completion("ab", token_ids=(1,)), Completion("a", token_ids=(1, 2)), Completion("")))
-    assert [score.value for score in scorer.score(group).scores] == [1.0, 0.0, 1.0]  # type: ignore[union-attr]
-    with pytest.raises(InvalidGroupError, match="token ids"):
-        values(scorer, "a")
-
-
-def test_length_without_or_with_crossed_bounds_is_refused() -> None:
-    assert problem_of("length").endswith("set min, max or both; as it is every length scores 1")
-    assert problem_of("length", min=3, max=2).endswith("min (3) is above max (2); no length would score 1")
 
 
 # ---------------------------------------------------------------------------------------------------------------- regex
