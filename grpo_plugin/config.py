@@ -1,6 +1,6 @@
 """`RemoteGRPOConfig`: TRL's GRPOConfig plus our fields; the help of each field is its documentation.
 
-Owns our fields and the checks that need no model, data or server. A plain `trl.GRPOConfig` works too: `setting` then
+Owns our fields; `config_checks` says whether they fit together. A plain `trl.GRPOConfig` works too: `setting` then
 answers with the default of each of our fields.
 """
 
@@ -12,10 +12,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from grpo_plugin.rewards.policies import policy_of
-from grpo_plugin.rewards.recording import share_of
-
-KL_ANCHORS = ("reference", "old")
+from grpo_plugin.config_checks import KL_ANCHORS, check, explained
 
 
 @dataclass
@@ -154,6 +151,15 @@ class RemoteGRPOConfig(GRPOConfig):
             "a step."
         },
     )
+    report_by: str | None = field(
+        default=None,
+        metadata={
+            "help": "A dataset column, such as 'source', whose values are logged apart: for each of the first 20 "
+            "values <column>/<value>/reward, rewards/<scorer>, groups, without_signal (the share of groups whose "
+            "rewards are all equal) and failed (the share of completions with a failed score). Later values are "
+            "logged as 'other'."
+        },
+    )
     token_batches: bool = field(
         default=True,
         metadata={
@@ -201,74 +207,11 @@ class RemoteGRPOConfig(GRPOConfig):
         try:
             super().__post_init__()
         except ValueError as error:
-            raise self._explained(error) from error
+            raise explained(self, error) from error
         for name in ("reward_endpoint", "reward_scorers", "reward_columns"):
             value = getattr(self, name)
             setattr(self, name, [value] if isinstance(value, str) else value)
-        self._check_ours()
-
-    def _explained(self, error: ValueError) -> ValueError:
-        """TRL's error, with the way out where we know it."""
-        batch, generations = self.generation_batch_size, self.num_generations
-        if batch and generations and batch % generations:
-            fitting = [number for number in range(2, batch + 1) if batch % number == 0]
-            return ValueError(
-                f"num_generations ({generations}) must divide the generation batch ({batch} = "
-                f"per_device_train_batch_size × processes × steps_per_generation); set it to one of {fitting}, or "
-                "change per_device_train_batch_size or gradient_accumulation_steps"
-            )
-        return error
-
-    def _check_ours(self) -> None:
-        if self.reward_endpoint and self.reward_config:
-            raise ValueError(
-                f"reward_endpoint ({', '.join(self.reward_endpoint)}) and reward_config ({self.reward_config}) exclude "
-                "each other: the first names a running service, the second starts one; set one of them"
-            )
-        self._check_tls()
-        for name in ("reward_timeout_s", "reward_connect_timeout_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a positive number of seconds, not {getattr(self, name)}")
-        if self.world_size > 1 and self.reward_timeout_s >= self.ddp_timeout:
-            raise ValueError(
-                f"reward_timeout_s ({self.reward_timeout_s:g}) would outlast the process group's own time-out, "
-                f"ddp_timeout ({self.ddp_timeout}): lower the first or raise the second"
-            )
-        policy_of(self.on_reward_failure)
-        share_of(self.record_rewards)
-        for name, least in (("min_group_size", 2), ("failure_window", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 <= self.max_failure_rate <= 1:
-            raise ValueError(f"max_failure_rate is a share between 0 and 1, not {self.max_failure_rate}")
-        self._check_step()
-        if self.kl_anchor not in KL_ANCHORS:
-            raise ValueError(f"kl_anchor must be one of {', '.join(KL_ANCHORS)}, not {self.kl_anchor!r}")
-        if self.kl_anchor == "old" and self.beta == 0.0:
-            raise ValueError("kl_anchor='old' does nothing while beta is 0.0: set beta, or leave kl_anchor out")
-        if self.kl_anchor == "old" and self.sync_ref_model:
-            raise ValueError("sync_ref_model needs a reference model, and kl_anchor='old' has none: drop one of them")
-
-    def _check_step(self) -> None:
-        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 1:
-            raise ValueError(
-                f"max_tokens_per_micro_batch must be at least 1, not {self.max_tokens_per_micro_batch}; leave it out "
-                "for what stock TRL's micro-batches take"
-            )
-        if self.score_ahead not in (0, 1):
-            raise ValueError(f"score_ahead is a number of batches, 0 or 1, not {self.score_ahead}")
-        if self.score_ahead and not (self.reward_endpoint or self.reward_config):
-            raise ValueError(
-                "score_ahead generates while a service scores: name one by reward_endpoint or reward_config, or set it "
-                "to 0"
-            )
-
-    def _check_tls(self) -> None:
-        given = [name for name in ("reward_tls_ca", "reward_tls_cert", "reward_tls_key") if getattr(self, name)]
-        if given and self.reward_config:
-            raise ValueError(f"{', '.join(given)}: the embedded service is reached by a unix socket, without TLS")
-        if bool(self.reward_tls_cert) != bool(self.reward_tls_key):
-            raise ValueError("reward_tls_cert and reward_tls_key go together: give both, or neither")
+        check(self)
 
 
 # A plain GRPOConfig asks for TRL's trainer, number for number; RemoteGRPOConfig's defaults are equal up to rounding.

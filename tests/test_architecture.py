@@ -40,7 +40,8 @@ SERVER_ARROWS = {
 }
 PLUGIN_ARROWS = {
     "errors": set(),
-    "config": {"errors", "rewards.policies", "rewards.recording"},
+    "config_checks": {"config", "errors", "rewards.policies", "rewards.recording"},  # config: its type alone
+    "config": {"config_checks", "errors"},
     "policies": {"rewards.policies"},
     "batching": {"config", "errors", "rewards"},
     "rewards": {"config", "errors"},

@@ -38,6 +38,17 @@ def check_data(
         _check_first_row(connection, dataset, sent_columns(names, chosen), where)
 
 
+def check_report_by(args: Any, train_dataset: Any, eval_dataset: Any = None) -> None:
+    """Checks that every data set has the column `report_by` names. Raises ConfigError that names the set."""
+    column = setting(args, "report_by")
+    if column is None:
+        return
+    for where, dataset in _named_sets(train_dataset, eval_dataset):
+        names = _column_names(dataset)
+        if names is not None and column not in names:
+            raise ConfigError(f"report_by names the column {column!r}, and {where} has {', '.join(sorted(names))}")
+
+
 def _named_sets(train_dataset: Any, eval_dataset: Any) -> Iterator[tuple[str, Any]]:
     """Each data set with the words that an error names it by."""
     yield "the training data", train_dataset

@@ -27,12 +27,13 @@ class GroupSignalTrainer(DropFailedTrainer):
     """TRL's trainer that decides on the rewards themselves whether a group has something to teach."""
 
     reward_weights: torch.Tensor
+    _rewards_RS: torch.Tensor  # of the last generation, on all ranks
     _calculate_rewards: Any
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with self._noted_rewards() as noted:
             batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        rewards_RS = noted[-1]
+        rewards_RS = self._rewards_RS = noted[-1]
         if setting(self.args, "token_batches") and self.model.training:
             self._zero_advantages(batch, rewards_RS)
         elif self._dropped_R is not None and self._is_scaled_by_group:

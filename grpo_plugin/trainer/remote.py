@@ -28,7 +28,7 @@ from trl import GRPOConfig
 
 from grpo_plugin.config import setting
 from grpo_plugin.rewards import provenance
-from grpo_plugin.rewards.checks import check_data, check_functions
+from grpo_plugin.rewards.checks import check_data, check_functions, check_report_by
 from grpo_plugin.rewards.connection import Connection, connect, reconnect
 from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFailures
 from grpo_plugin.rewards.policies import policy_of
@@ -90,6 +90,7 @@ class RemoteGRPOTrainer(ServiceScoresTrainer):
                 "score_ahead plays a generation back when its scores arrive, and environments would be reset by it: "
                 "set score_ahead to 0, or use a rollout_func"
             )
+        check_report_by(args, train_dataset, eval_dataset)
         self._connection = connect(args, args.distributed_state) if args is not None else None
         self._submissions = 0
         self._has_trained = False
