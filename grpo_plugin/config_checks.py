@@ -55,6 +55,7 @@ def check(config: RemoteGRPOConfig) -> None:
     if not 0 <= config.max_failure_rate <= 1:
         raise ValueError(f"max_failure_rate is a share between 0 and 1, not {config.max_failure_rate}")
     _check_step(config)
+    _check_difficulty(config)
     if config.kl_anchor not in KL_ANCHORS:
         raise ValueError(f"kl_anchor must be one of {', '.join(KL_ANCHORS)}, not {config.kl_anchor!r}")
     if config.kl_anchor == "old" and config.beta == 0.0:
@@ -83,3 +84,13 @@ def _check_tls(config: RemoteGRPOConfig) -> None:
         raise ValueError(f"{', '.join(given)}: the embedded service is reached by a unix socket, without TLS")
     if bool(config.reward_tls_cert) != bool(config.reward_tls_key):
         raise ValueError("reward_tls_cert and reward_tls_key go together: give both, or neither")
+
+
+def _check_difficulty(config: RemoteGRPOConfig) -> None:
+    band = config.difficulty_band
+    if band is not None and (len(band) != 2 or not band[0] <= band[1]):
+        raise ValueError(f"difficulty_band is two pass shares, the lower one first, such as 0.1 0.9; not {band}")
+    if not 0 < config.difficulty_weight < 1:
+        raise ValueError(f"difficulty_weight is between 0 and 1, not {config.difficulty_weight}")
+    if config.difficulty_visits < 1:
+        raise ValueError(f"difficulty_visits must be at least 1, not {config.difficulty_visits}")

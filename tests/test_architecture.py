@@ -45,7 +45,8 @@ PLUGIN_ARROWS = {
     "policies": {"rewards.policies"},
     "batching": {"config", "errors", "rewards"},
     "rewards": {"config", "errors"},
-    "trainer": {"batching", "config", "errors", "rewards"},
+    "sampling": set(),
+    "trainer": {"batching", "config", "errors", "rewards", "sampling"},
     "cli": {"config", "errors", "trainer", "train"},
     "train": {"cli", "config", "errors", "trainer"},
 }

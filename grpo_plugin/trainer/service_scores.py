@@ -27,7 +27,7 @@ from grpo_plugin.rewards.groups import GroupLayout, Row, make_group, whole_group
 from grpo_plugin.rewards.outcome import Outcome
 from grpo_plugin.rewards.policies import FailurePolicy, Raise
 from grpo_plugin.rewards.survivors import drop_failed
-from grpo_plugin.trainer.report import ReportByTrainer
+from grpo_plugin.trainer.curriculum import CurriculumTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.observability import tracing
 from reward_server.types import Group, Score, Status
@@ -35,7 +35,7 @@ from reward_server.types import Group, Score, Status
 logger = get_logger(__name__)
 
 
-class ServiceScoresTrainer(ReportByTrainer):
+class ServiceScoresTrainer(CurriculumTrainer):
     """TRL's trainer with the scores of `_connection` in the columns `_remote` of its rewards; TRL's own without one."""
 
     _connection: Connection | None = None  # on the class too, for trainers made without __init__, as in TRL's own tests
