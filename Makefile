@@ -57,8 +57,7 @@ docs: setup  ## write docs/options.md from the code
 	$(BIN)/python docs/generate_options.py
 
 protos: setup  ## generate the stubs of the wire from protos/
-	$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=. --pyi_out=. --grpc_python_out=. \
-		protos/reward_server/v1/reward.proto
+	$(BIN)/python protos/generate.py
 
 bench: setup  ## run every benchmark of tests/benchmarks
 	for bench in tests/benchmarks/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

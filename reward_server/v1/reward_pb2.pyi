@@ -131,7 +131,7 @@ class ScorerInfo(_message.Message):
     deterministic: bool
     group_aware: bool
     required_columns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[float] = ..., deterministic: _Optional[bool] = ..., group_aware: _Optional[bool] = ..., required_columns: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[float] = ..., deterministic: bool = ..., group_aware: bool = ..., required_columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_group_bytes", "max_completions")
