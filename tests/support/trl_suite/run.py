@@ -97,8 +97,17 @@ class Suite:
         made_by += [(HERE / name).read_text() for name in ("vocab.py", "models.py", "hub.py")]
         return self.cache / hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:12]
 
+    def _importable(self) -> Path:
+        """A folder that has `trl_suite` and nothing else: TRL's tests are a package `tests` too."""
+        link = self.cache / f"path-{hashlib.sha256(bytes(HERE)).hexdigest()[:12]}" / HERE.name
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(HERE)
+        return link.parent
+
     def _python(self, *arguments: str, cwd: Path | None = None) -> int:
-        roots = [str(HERE.parent), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]
+        roots = [str(self._importable()), str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "HF_HOME": str(self.home),
             "HF_HUB_OFFLINE": "1",
