@@ -19,6 +19,7 @@ from trl import GRPOTrainer
 
 from grpo_plugin.batching.exactness import reason_to_keep_padding
 from grpo_plugin.batching.forward import PACKING, find_layout, packed_forward, with_packing
+from grpo_plugin.batching.kernels import unused_kernels
 from grpo_plugin.batching.log_prob_rows import LogProbRows
 from grpo_plugin.batching.memo import Memo
 from grpo_plugin.batching.packing import DeviceIndex
@@ -56,6 +57,9 @@ class LogProbsTrainer(GRPOTrainer):
         return self._layout_found[0]
 
     def _find_layout(self) -> Layout | None:
+        advice = unused_kernels(self.args, self.model, self.accelerator.device)
+        if advice:
+            logger.warning(advice)
         weights = next(self.model.parameters())
         return find_layout(
             self.model,
