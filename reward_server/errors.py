@@ -54,7 +54,8 @@ class CredentialsError(RewardServerError, PermissionError):
 class OverloadedError(RewardServerError, RuntimeError):
     """The server is full for now. The call may be retried, after `retry_after_s` seconds if the server knows that.
 
-    `reason` is a label of the server's counters: "full", "share" (of the caller) or "quota" (of the token).
+    `reason` is a label of the server's counters: "full", "share" (of the caller), "quota" (of the token) or "cohorts"
+    (too many groups are being gathered); empty for one that another process has counted.
     """
 
     def __init__(self, message: str = "", retry_after_s: float | None = None, reason: str = "full"):

@@ -127,6 +127,44 @@ class Group:
         return list(dict.fromkeys([*self.columns, *(name for c in self.completions for name in c.columns)]))
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion that is sent alone, and what its group is called: the server gathers the `of` samples of a group.
+
+    The completion holds all its columns. `index` is its position in the group, from 0; a caller that does not know it
+    gives `sample_id`, any string that is unique in the group and the same when the sample is sent again. The
+    first sample waits `gather_s` seconds for the others (None: 60); then the scores are TIMEOUT, or those of the
+    samples that are there if `score_incomplete`. Without a `group_id` a sample is a group of its own.
+    """
+
+    prompt: Content
+    completion: Completion
+    of: int = 1
+    index: int = 0
+    sample_id: str = ""
+    run_id: str = ""
+    step: int = 0
+    group_id: str = ""
+    scorers: tuple[str, ...] = ()
+    gather_s: float | None = None
+    score_incomplete: bool = False
+
+
+def group_of(samples: Sequence[Sample]) -> Group:
+    """The group of samples that have the same names. Token ids are kept if all samples have them."""
+    first, token_ids = samples[0], [sample.completion.token_ids for sample in samples]
+    return Group.of_rows(
+        [sample.prompt for sample in samples],
+        [sample.completion.content for sample in samples],
+        [ids for ids in token_ids if ids is not None] if all(token_ids) else None,
+        [sample.completion.columns for sample in samples],
+        run_id=first.run_id,
+        step=first.step,
+        group_id=first.group_id,
+        scorers=first.scorers,
+    )
+
+
 def _is_same(a: Any, b: Any) -> bool:
     try:
         return a is b or (type(a) is type(b) and bool(a == b))
@@ -164,6 +202,14 @@ class GroupScores:
     def rewards(self) -> list[float | None]:
         """The weighted sum of scores of each completion, G long; None if a score failed or no scorer applies."""
         return [_weighted_sum(self.scorers, index) for index in range(len(self.scorers[0].scores))]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleScores:
+    """The scores of one sample: `scores` has G = 1. `group_size` completions were scored together, 0 if none were."""
+
+    scores: GroupScores
+    group_size: int
 
 
 def _weighted_sum(scorers: Sequence[ScorerScores], index: int) -> float | None:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from reward_server.errors import InvalidGroupError, WireVersionError
 from reward_server.types import (
@@ -25,6 +25,8 @@ from reward_server.types import (
     Group,
     GroupScores,
     Limits,
+    Sample,
+    SampleScores,
     Score,
     ScorerInfo,
     ScorerScores,
@@ -32,6 +34,8 @@ from reward_server.types import (
     Status,
 )
 from reward_server.v1 import reward_pb2 as pb
+
+RequestT = TypeVar("RequestT", bound=Message)
 
 # ---------------------------------------------------------------------------------------------------------------- json
 
@@ -140,21 +144,22 @@ def _encode_completion(completion: Completion, index: int) -> pb.Completion:
 
 def parse_group(data: bytes) -> Group:
     """A serialised request as a group. Raises WireVersionError, or InvalidGroupError if it is no group."""
-    try:
-        request = pb.ScoreGroupRequest.FromString(data)
-    except DecodeError as error:
-        raise InvalidGroupError(f"the request is no ScoreGroupRequest: {error}") from error
+    request = _parsed(pb.ScoreGroupRequest, data)
     _check_version(request.wire_version)
     return decode_group(request)
 
 
 def parse_info_request(data: bytes) -> None:
     """Checks a serialised request for a server's info, which may lack the wire version. Raises as `parse_group`."""
-    try:
-        request = pb.GetServerInfoRequest.FromString(data)
-    except DecodeError as error:
-        raise InvalidGroupError(f"the request is no GetServerInfoRequest: {error}") from error
+    request = _parsed(pb.GetServerInfoRequest, data)
     _check_version(request.wire_version or WIRE_VERSION)
+
+
+def _parsed(kind: type[RequestT], data: bytes) -> RequestT:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidGroupError(f"the request is no {kind.__name__}: {error}") from error
 
 
 def _check_version(version: int) -> None:
@@ -189,6 +194,56 @@ def _decode_completion(message: pb.Completion, index: int) -> Completion:
         _load_object(columns_json, f"columns_json of completion {index}") if columns_json else {},
         _decode_content(message.prompt, f"the prompt of completion {index}") if message.HasField("prompt") else None,
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- sample
+
+
+def encode_sample(sample: Sample) -> pb.ScoreCompletionRequest:
+    """A sample as a request. Raises InvalidGroupError for a value that JSON cannot hold."""
+    return pb.ScoreCompletionRequest(
+        wire_version=WIRE_VERSION,
+        run_id=sample.run_id,
+        step=sample.step,
+        group_id=sample.group_id,
+        index=sample.index,
+        sample_id=sample.sample_id,
+        of=sample.of,
+        prompt=_encode_content(sample.prompt, "the prompt"),
+        completion=_encode_completion(sample.completion, sample.index),
+        scorers=sample.scorers,
+        gather_s=sample.gather_s or 0.0,
+        score_incomplete=sample.score_incomplete,
+    )
+
+
+def parse_sample(data: bytes) -> Sample:
+    """A serialised request as a sample. Raises WireVersionError, or InvalidGroupError if it is no sample."""
+    request = _parsed(pb.ScoreCompletionRequest, data)
+    _check_version(request.wire_version)
+    return Sample(
+        prompt=_decode_content(request.prompt, "the prompt"),
+        completion=_decode_completion(request.completion, request.index),
+        of=request.of or 1,
+        index=request.index,
+        sample_id=request.sample_id,
+        run_id=request.run_id,
+        step=request.step,
+        group_id=request.group_id,
+        scorers=tuple(request.scorers),
+        gather_s=request.gather_s or None,
+        score_incomplete=request.score_incomplete,
+    )
+
+
+def encode_sample_scores(scores: GroupScores, group_size: int) -> pb.ScoreCompletionResponse:
+    """The scores of one sample, with G = 1, as a response."""
+    return pb.ScoreCompletionResponse(scores=encode_scores(scores), group_size=group_size)
+
+
+def decode_sample_scores(response: pb.ScoreCompletionResponse) -> SampleScores:
+    """A response as the scores of one sample."""
+    return SampleScores(decode_scores(response.scores), response.group_size)
 
 
 # -------------------------------------------------------------------------------------------------------------- scores

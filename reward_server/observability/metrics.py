@@ -86,10 +86,14 @@ class Metrics:
         )
         self._in_flight = make.gauge("calls_in_flight", "Calls that have started and not ended.")
         self._call_s = make.histogram("call_seconds", "Seconds from a call's request to its response.", "method")
-        self._sheds = make.counter("sheds", "Calls that were pushed back: full, share or quota.", "reason")
+        self._sheds = make.counter("sheds", "Calls that were pushed back: full, share, quota or cohorts.", "reason")
         self._queued_groups = make.gauge("queued_groups", "Groups in the server, waiting or being scored.")
         self._queued_completions = make.gauge("queued_completions", "Their completions.")
         self._queued_bytes = make.gauge("queued_bytes", "The bytes of their requests.")
+        self._cohorts = make.gauge("cohorts", "Groups whose completions come one by one, until they are scored.")
+        self._cohorts_finished = make.counter(
+            "cohorts_finished", "Such groups that ended: complete, incomplete, timeout or dropped.", "outcome"
+        )
         self._scorer_groups = make.gauge("scorer_groups", "Groups that wait for this scorer or are in it.", "scorer")
         self._wait_s = make.histogram("scorer_wait_seconds", "Seconds that a group waited for a scorer.", "scorer")
         self._compute_s = make.histogram("scorer_compute_seconds", "Seconds that a scorer took for a group.", "scorer")
@@ -123,6 +127,13 @@ class Metrics:
         self._queued_groups.of().inc(groups)
         self._queued_completions.of().inc(completions)
         self._queued_bytes.of().inc(request_bytes)
+
+    def gathering(self, groups: int, outcome: str = "") -> None:
+        """Adds to the gauge of groups that are gathered; one that leaves ended as complete, incomplete, timeout or
+        dropped."""
+        self._cohorts.of().inc(groups)
+        if outcome:
+            self._cohorts_finished.of(outcome).inc()
 
     def recorded(self, outcome: str, groups: int = 1) -> None:
         """Counts groups for the record file, as written, dropped or failed."""

@@ -34,7 +34,7 @@ from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
 from reward_server.serving.served_scorer import ServedScorer, executor_for
-from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
+from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ServerInfo
 
 log = logging.getLogger("reward_server")
 
@@ -121,15 +121,23 @@ class ScorerSet:
 
     def admit(self, group: Group) -> None:
         """Raises InvalidGroupError if the group cannot be scored: too large, unknown scorer, missing column."""
-        if len(group) > self._limits.max_completions:
-            raise GroupTooLargeError(
-                f"group {group.group_id!r} has {len(group)} completions and this server takes "
-                f"{self._limits.max_completions}: raise limits.max_completions in its configuration"
-            )
+        self.admit_size(len(group), group.group_id)
         for served in self._chosen(group):
             for column in served.info.required_columns:
                 if column not in group.columns:
                     served.scorer.column(group, column)  # raises unless every completion has its own value
+
+    def admit_size(self, completions: int, group_id: str) -> None:
+        """Raises GroupTooLargeError if a group has more completions than the server takes."""
+        if completions > self._limits.max_completions:
+            raise GroupTooLargeError(
+                f"group {group_id!r} has {completions} completions and this server takes "
+                f"{self._limits.max_completions}: raise limits.max_completions in its configuration"
+            )
+
+    def infos(self, scorers: Sequence[str]) -> Sequence[ScorerInfo]:
+        """The descriptions of the scorers of these names, all for none."""
+        return [info for info in self.info.scorers if not scorers or info.name in scorers]
 
     async def score(self, group: Group) -> GroupScores:
         """The scores of the chosen scorers, which run side by side. A failure is a status, never an exception.

@@ -30,6 +30,7 @@ from reward_server.observability.metrics import Metrics, Source
 from reward_server.observability.records import Records
 from reward_server.serving.admission import Admission
 from reward_server.serving.lifecycle import ManagedServer
+from reward_server.serving.peers import Peers, Places
 from reward_server.serving.quotas import Quotas
 from reward_server.serving.reload import CurrentScorers, loaded_and_tested, warn_of_ignored_changes
 from reward_server.serving.scorer_set import ScorerSet
@@ -85,14 +86,14 @@ _STATUS_GRACE_S = 0.5
 class RewardServer(ManagedServer):
     """One server process, of one configuration at a time."""
 
-    def __init__(self, config: ServerConfig, sample: Group | None = None, shares_ports: bool = False):
-        """A reload tests the new configuration on `sample`, or on a made-up sample if that is None. With
-        `shares_ports`, other processes may listen on the same ports.
+    def __init__(self, config: ServerConfig, sample: Group | None = None, places: Places | None = None):
+        """A reload tests the new configuration on `sample`, or on a made-up sample if that is None. With `places`,
+        other processes listen on the same ports, and the completions of a group meet at one of them.
 
         Raises ConfigError for credentials that cannot be used and for addresses that cannot be read or are not safe.
         """
         super().__init__(config, sample)
-        self._shares_ports = shares_ports
+        self._places = places
         self._addresses = [parse_address(text) for text in config.listen]
         self._security.refuse_exposed(self._addresses)
         self._current = CurrentScorers(ScorerSet(config))
@@ -146,19 +147,24 @@ class RewardServer(ManagedServer):
         """Does the second half of startup: binds the addresses and takes calls. Raises ConfigError."""
         self._current.scorers.observe(self.metrics)
         self.metrics.follow(self._counters)  # only now, since the page is made in another thread
+        peers = None if self._places is None else Peers(self._places, SERVICE_NAME)
         self._service = RewardService(
             self._current,
             self._security,
             self._admission,
             self.metrics,
             Quotas(self._config.quotas),
+            self._config.limits,
             self._records,
+            peers,
         )
         self._grpc = grpc.aio.server(options=self._grpc_options())
         self._service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
         for address in self._addresses:
             self._bound.append((address, address.bind(self._grpc, self._security.tls)))
+        if peers is not None:
+            peers.address.bind(self._grpc)
         await self._grpc.start()
 
     def _grpc_options(self) -> tuple[tuple[str, int], ...]:
@@ -166,7 +172,7 @@ class RewardServer(ManagedServer):
         return (
             *OPTIONS,
             # By default two servers that are started on one port silently share its traffic.
-            ("grpc.so_reuseport", int(self._shares_ports)),
+            ("grpc.so_reuseport", int(self._places is not None)),
             ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_connection_age_ms", round(1000 * self._config.max_connection_age_s)),
         )
@@ -188,6 +194,8 @@ class RewardServer(ManagedServer):
         """Scores every new group with the prepared configuration. Groups in flight finish on the old one."""
         limits = prepared.config.limits
         self._admission.resize(limits.max_queued_completions, limits.max_queued_bytes)
+        if self._service is not None:
+            self._service.samples.calls.resize(limits)
         prepared.scorers.observe(self.metrics)
         self._current.switch(prepared.scorers)
         self._config = prepared.config
@@ -212,6 +220,8 @@ class RewardServer(ManagedServer):
     async def shutdown(self) -> None:
         if self._grpc is not None:
             await self._grpc.stop(_STATUS_GRACE_S if self.calls else None)
+        if self._service is not None:
+            await self._service.close()
         await self._current.close()
         for address, _ in self._bound:
             address.release()

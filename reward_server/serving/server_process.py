@@ -3,7 +3,8 @@
 Owns the child's side of that line; the parent's side is `server_handle`. A message is a number, a command and its
 arguments. The answer carries the number, since a drain may come while a configuration is still being prepared.
 
-    load config sample    listen    prepare config    switch    discard    refresh_metrics    drain    stop_at_once
+    load config sample places    listen    prepare config    switch    discard    refresh_metrics    drain
+    stop_at_once
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from reward_server.observability import logs
 from reward_server.processes.child import HEADER
 from reward_server.processes.lifetime import die_with_parent
 from reward_server.serving.lifecycle import event_loop
+from reward_server.serving.peers import Places
 from reward_server.serving.server import Prepared, RewardServer
 from reward_server.types import Group, ServerInfo
 
@@ -110,8 +112,8 @@ class _Commands:
                 await self._loaded.drain()
             await self._loaded.shutdown()
 
-    async def _load(self, config: ServerConfig, sample: Group | None) -> dict[str, Any]:
-        self._loaded = RewardServer(config, sample, shares_ports=True)
+    async def _load(self, config: ServerConfig, sample: Group | None, places: Places) -> dict[str, Any]:
+        self._loaded = RewardServer(config, sample, places)
         await self._loaded.load()
         return _info_answer(self._loaded.info)
 

@@ -4,7 +4,7 @@ Owns what happens between the bytes of a request and the bytes of its response. 
 (`scorer_set`), nor of ports, signals and health (`server`).
 
 A group that arrives again while it is being scored, as the retry of a call that still runs does, is scored once: see
-`single_flight`.
+`single_flight`. A group whose completions are sent one by one is gathered first: see `samples`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ import grpc
 import grpc.aio
 
 from reward_server import wire
+from reward_server.config import LimitsConfig
 from reward_server.errors import GroupTooLargeError, OverloadedError, RewardServerError, UnavailableError, code_of
 from reward_server.execution.fair_queue import Caller, current_caller
 from reward_server.observability import logs, tracing
 from reward_server.observability.metrics import Metrics
 from reward_server.observability.records import Records
 from reward_server.serving.admission import Admission
+from reward_server.serving.peers import PEER_METHOD, Peers
 from reward_server.serving.quotas import Quotas
 from reward_server.serving.reload import CurrentScorers
+from reward_server.serving.samples import Samples, parsed
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.security import Security
 from reward_server.serving.single_flight import SingleFlight
-from reward_server.types import Group
+from reward_server.types import Group, Sample
 
 log = logging.getLogger("reward_server")
 
@@ -53,15 +56,21 @@ _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 class _Call:
     """One call: its method, its caller, the group that it brings, and the code that it ended with."""
 
-    __slots__ = ("began", "caller", "code", "group_names", "method", "token_name")
+    __slots__ = ("began", "caller", "code", "context", "group_names", "method", "token_name")
 
-    def __init__(self, method: str, caller: str):
+    def __init__(self, method: str, caller: str, context: _Context):
         self.method = method
         self.caller = caller
+        self.context = context
         self.token_name = ""
         self.group_names: dict[str, Any] = {}  # run_id, step and group_id
         self.code = _CANCELLED  # until another code is set, since nothing tells of a cancellation
         self.began = time.perf_counter()
+
+    def note(self, group: Group | Sample) -> None:
+        """Notes which group the call is about, for logs and spans."""
+        self.group_names = {"run_id": group.run_id, "step": group.step, "group_id": group.group_id}
+        logs.call.set(self.group_names)
 
 
 class RewardService:
@@ -74,7 +83,9 @@ class RewardService:
         admission: Admission,
         metrics: Metrics,
         quotas: Quotas,
+        limits: LimitsConfig,
         records: Records | None = None,
+        peers: Peers | None = None,
     ):
         self._current = current
         self._security = security
@@ -83,6 +94,8 @@ class RewardService:
         self._quotas = quotas
         self._records = records
         self._flights = SingleFlight()
+        self.samples = Samples(metrics, limits)
+        self._peers = peers
         self._tasks: set[asyncio.Task[Any]] = set()  # those that serve calls, up to their responses
         self._calls = 0
         self._idle = asyncio.Event()
@@ -92,7 +105,13 @@ class RewardService:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the methods. They get serialised messages, whose size is known before they are parsed."""
-        methods = {"ScoreGroup": self._score_group, "GetServerInfo": self._get_server_info}
+        methods = {
+            "ScoreGroup": self._score_group,
+            "ScoreCompletion": self._score_completion,
+            "GetServerInfo": self._get_server_info,
+        }
+        if self._peers is not None:
+            methods[PEER_METHOD] = self._join_cohort
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(functools.partial(self._serve, name, method))
             for name, method in methods.items()
@@ -108,6 +127,7 @@ class RewardService:
     def drain(self) -> None:
         """Refuses calls as UNAVAILABLE from now on. Calls in flight go on."""
         self._draining = True
+        self.samples.calls.drain()
 
     async def idle(self) -> None:
         """Returns when no call is in flight and every response is sent."""
@@ -120,6 +140,12 @@ class RewardService:
             task.cancel()
         await self.idle()
 
+    async def close(self) -> None:
+        """Ends what no call waits for any more."""
+        await self.samples.calls.close()
+        if self._peers is not None:
+            await self._peers.close()
+
     # ------------------------------------------------------------------------------------------------------- the calls
 
     async def _get_server_info(self, request: bytes, call: _Call) -> bytes:
@@ -128,22 +154,42 @@ class RewardService:
 
     async def _score_group(self, request: bytes, call: _Call) -> bytes:
         with self._current.held() as scorers:
-            if len(request) > (limit := scorers.info.limits.max_group_bytes):
-                raise GroupTooLargeError(
-                    f"the group is {len(request)} bytes and this server takes {limit}: raise "
-                    "limits.max_group_bytes in its configuration, or send fewer columns"
-                )
-            group = wire.parse_group(request)
-            call.group_names = {"run_id": group.run_id, "step": group.step, "group_id": group.group_id}
-            logs.call.set(call.group_names)
-            caller = (group.run_id, call.caller)
-            current_caller.set(caller)
-            scorers.admit(group)
-            self._quotas.take(call.token_name, len(group))
-            if not group.group_id:
-                return await self._score(request, group, scorers, caller)
-            key = (group.run_id, group.group_id)
-            return await self._flights.run(key, request, scorers, lambda: self._score(request, group, scorers, caller))
+            _refuse_large(request, scorers)
+            return await self._score_once(request, wire.parse_group(request), scorers, call)
+
+    async def _score_completion(self, request: bytes, call: _Call) -> bytes:
+        """Scores one completion with its group, which gathers in this process or in another one of this server."""
+        _refuse_large(request, self._current.scorers)
+        sample = parsed(request)
+        place = self._peers.place_of(sample) if self._peers is not None and sample.group_id else None
+        if self._peers is None or place is None:
+            return await self._join_cohort(request, call)
+        metadata = call.context.invocation_metadata() or ()
+        return await self._peers.forward(place, request, metadata, call.context.time_remaining())  # type: ignore[arg-type]
+
+    async def _join_cohort(self, request: bytes, call: _Call) -> bytes:
+        _refuse_large(request, self._current.scorers)
+        sample = parsed(request)
+        call.note(sample)
+        score = functools.partial(self._score_gathered, call)
+        return await self.samples.answer(len(request), sample, call.token_name, self._current.scorers, score)
+
+    async def _score_gathered(self, call: _Call, request: bytes, group: Group) -> bytes:
+        """Scores a cohort as if the call that began it had brought the whole group."""
+        with self._current.held() as scorers:
+            return await self._score_once(request, group, scorers, call)
+
+    async def _score_once(self, request: bytes, group: Group, scorers: ScorerSet, call: _Call) -> bytes:
+        """Scores a group; one that is being scored already for another call is not scored again."""
+        call.note(group)
+        caller = (group.run_id, call.caller)
+        current_caller.set(caller)
+        scorers.admit(group)
+        self._quotas.take(call.token_name, len(group))
+        if not group.group_id:
+            return await self._score(request, group, scorers, caller)
+        key = (group.run_id, group.group_id)
+        return await self._flights.run(key, request, scorers, lambda: self._score(request, group, scorers, caller))
 
     async def _score(self, request: bytes, group: Group, scorers: ScorerSet, caller: Caller) -> bytes:
         with self._admission.admitted(len(group), len(request), caller):
@@ -183,7 +229,7 @@ class RewardService:
             return answer
         except RewardServerError as error:
             code, details, trailers = code_of(error), str(error), _trailers(error)
-            if isinstance(error, OverloadedError):
+            if isinstance(error, OverloadedError) and error.reason:
                 self._metrics.shed(error.reason)
         except asyncio.CancelledError:
             if not self._cut:
@@ -198,7 +244,7 @@ class RewardService:
         return await _abort(context, code, details, trailers)
 
     def _begin(self, method: str, context: _Context, metadata: Iterable[tuple[str, Any]]) -> _Call:
-        call = _Call(method, _caller_of(context, metadata))
+        call = _Call(method, _caller_of(context, metadata), context)
         self._calls += 1
         self._idle.clear()
         self._metrics.call_began(method)
@@ -216,6 +262,14 @@ class RewardService:
         self._calls -= 1
         if not self._calls:
             self._idle.set()
+
+
+def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
+    if len(request) > (limit := scorers.info.limits.max_group_bytes):
+        raise GroupTooLargeError(
+            f"the group is {len(request)} bytes and this server takes {limit}: raise "
+            "limits.max_group_bytes in its configuration, or send fewer columns"
+        )
 
 
 async def _traced(

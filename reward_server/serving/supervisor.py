@@ -2,7 +2,8 @@
 
 Owns the processes, the ports that they share, and the replacement of a process that dies. Each process is a whole
 server with an event loop of its own (`server_process`), and the kernel distributes the callers' connections over them.
-A reload is prepared in all processes before it takes over in any, so that it takes over everywhere or nowhere.
+A reload is prepared in all processes before it takes over in any, so that it takes over everywhere or nowhere. Each
+process has a place, which its replacement takes over: by it the processes find one another (`peers`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from reward_server.processes.child import ChildEndedError
 from reward_server.processes.lifetime import how_it_ended
 from reward_server.processes.restarts import pause_s
 from reward_server.serving.lifecycle import ManagedServer
+from reward_server.serving.peers import Places
 from reward_server.serving.reload import warn_of_ignored_changes
 from reward_server.serving.server_handle import ServerHandle
 from reward_server.types import Group, ServerInfo
@@ -57,11 +59,13 @@ class Supervisor(ManagedServer):
         """
         super().__init__(config, sample)
         self._log_format = logs.FORMATS.index(log_format)
+        self._processes = config.processes  # a reload does not change it
         self._addresses = _shareable_addresses(config)
         self._security.refuse_exposed(self._addresses)
         self._ports: list[socket.socket] = []
         self._endpoints: list[str] = []
         self._metrics_folder: str | None = None
+        self._peers_folder: str | None = None
         self._info: ServerInfo | None = None
         self._servers: list[ServerHandle] = []
         self._keepers: set[asyncio.Task[None]] = set()  # one a process: it replaces the process when that ends
@@ -113,13 +117,15 @@ class Supervisor(ManagedServer):
         for port in self._ports:
             port.close()
         await self._close_page()
-        if self._metrics_folder is not None:
-            shutil.rmtree(self._metrics_folder, ignore_errors=True)
+        for folder in (self._metrics_folder, self._peers_folder):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     # ----------------------------------------------------------------------------------------------- start and replace
 
     async def _start(self) -> None:
         self._metrics_folder = tempfile.mkdtemp(prefix="reward-metrics-")
+        self._peers_folder = tempfile.mkdtemp(prefix="reward-peers-")  # only its owner may open a socket in it
         loop = asyncio.get_running_loop()
         self._make_page(shared_registry(self._metrics_folder, lambda: self._refresh_metrics(loop)))
         self._open_page()
@@ -127,13 +133,13 @@ class Supervisor(ManagedServer):
             ports, endpoint = address.reserve()
             self._ports += ports
             self._endpoints.append(endpoint)
-        loaded = await all_of(*(self._load_server() for _ in range(self._config.processes)))
+        loaded = await all_of(*(self._load_server(place) for place in range(self._processes)))
         self._info = _same_info([info for _, info in loaded])
         await all_of(*(server.ask("listen") for server, _ in loaded))
-        for server, _ in loaded:
-            self._keep(server, [])
+        for place, (server, _) in enumerate(loaded):
+            self._keep(server, place, [])
 
-    async def _load_server(self) -> tuple[ServerHandle, ServerInfo]:
+    async def _load_server(self, place: int) -> tuple[ServerHandle, ServerInfo]:
         server = await ServerHandle.start(
             "reward_server.serving.server_process",
             log.getEffectiveLevel(),
@@ -142,7 +148,8 @@ class Supervisor(ManagedServer):
         )
         self._servers.append(server)
         try:
-            return server, await server.ask_info("load", self._share_of(self._config), self._sample)
+            places = Places(str(self._peers_folder), self._processes, place)
+            return server, await server.ask_info("load", self._share_of(self._config), self._sample, places)
         except BaseException:
             await self._dismiss(server)
             raise
@@ -151,11 +158,11 @@ class Supervisor(ManagedServer):
         self._servers.remove(server)
         await server.close(grace_s=0)
 
-    def _keep(self, server: ServerHandle, restarts_at: list[float]) -> None:
+    def _keep(self, server: ServerHandle, place: int, restarts_at: list[float]) -> None:
         """Has the process replaced whenever it ends."""
-        self._own(self._replace_when_it_ends(server, restarts_at))
+        self._own(self._replace_when_it_ends(server, place, restarts_at))
 
-    async def _replace_when_it_ends(self, server: ServerHandle, restarts_at: list[float]) -> None:
+    async def _replace_when_it_ends(self, server: ServerHandle, place: int, restarts_at: list[float]) -> None:
         await server.ended()
         self._servers.remove(server)
         log.error("server process %d ended (%s) and is replaced", server.pid, how_it_ended(server.returncode))
@@ -164,16 +171,16 @@ class Supervisor(ManagedServer):
             await asyncio.sleep(pause_s(restarts_at, time.monotonic()))
             restarts_at.append(time.monotonic())
             try:
-                replacement = await self._start_replacement()
+                replacement = await self._start_replacement(place)
             except (errors.RewardServerError, ChildEndedError, OSError) as error:
                 log.error("a server process cannot be started again: %s", error)
             else:
-                self._keep(replacement, restarts_at)
+                self._keep(replacement, place, restarts_at)
                 return
 
-    async def _start_replacement(self) -> ServerHandle:
+    async def _start_replacement(self, place: int) -> ServerHandle:
         async with self._changing:  # during a reload it would load the configuration of before
-            server, info = await self._load_server()
+            server, info = await self._load_server(place)
             try:
                 if info.config_digest != self.info.config_digest:
                     raise ScorerLoadError(
@@ -216,7 +223,7 @@ class Supervisor(ManagedServer):
 
     def _share_of(self, config: ServerConfig) -> ServerConfig:
         """The configuration of one process: all scorers at all addresses, with its share of the workers."""
-        workers = math.ceil(config.workers / self._config.processes)
+        workers = math.ceil(config.workers / self._processes)
         own = {"listen": tuple(self._endpoints), "processes": 1, "workers": workers, "metrics": None}
         return config.model_copy(update=own)
 

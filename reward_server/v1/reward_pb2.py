@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreward_server/v1/reward.proto\x12\x10reward_server.v1\"1\n\x07\x43ontent\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0e\n\x04json\x18\x02 \x01(\tH\x00\x42\x06\n\x04kind\"\x8c\x01\n\nCompletion\x12*\n\x07\x63ontent\x18\x01 \x01(\x0b\x32\x19.reward_server.v1.Content\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x14\n\x0c\x63olumns_json\x18\x03 \x01(\t\x12)\n\x06prompt\x18\x04 \x01(\x0b\x32\x19.reward_server.v1.Content\"\xde\x01\n\x11ScoreGroupRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x10\n\x08group_id\x18\x04 \x01(\t\x12)\n\x06prompt\x18\x05 \x01(\x0b\x32\x19.reward_server.v1.Content\x12\x31\n\x0b\x63ompletions\x18\x06 \x03(\x0b\x32\x1c.reward_server.v1.Completion\x12\x14\n\x0c\x63olumns_json\x18\x07 \x01(\t\x12\x0f\n\x07scorers\x18\x08 \x03(\t\"`\n\x05Score\x12(\n\x06status\x18\x01 \x01(\x0e\x32\x18.reward_server.v1.Status\x12\x12\n\x05value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x03 \x01(\tB\x08\n\x06_value\"\xe8\x01\n\x0cScorerScores\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\'\n\x06scores\x18\x04 \x03(\x0b\x32\x17.reward_server.v1.Score\x12<\n\x07metrics\x18\x05 \x03(\x0b\x32+.reward_server.v1.ScorerScores.MetricsEntry\x12\x12\n\nextra_json\x18\x06 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x93\x01\n\x12ScoreGroupResponse\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12/\n\x07scorers\x18\x02 \x03(\x0b\x32\x1e.reward_server.v1.ScorerScores\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12\x10\n\x08queued_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\",\n\x14GetServerInfoRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\"\x8f\x01\n\nScorerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x15\n\rdeterministic\x18\x05 \x01(\x08\x12\x13\n\x0bgroup_aware\x18\x06 \x01(\x08\x12\x18\n\x10required_columns\x18\x07 \x03(\t\":\n\x06Limits\x12\x17\n\x0fmax_group_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_completions\x18\x02 \x01(\r\"\xb5\x01\n\x15GetServerInfoResponse\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12-\n\x07scorers\x18\x04 \x03(\x0b\x32\x1c.reward_server.v1.ScorerInfo\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.reward_server.v1.Limits*\x85\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x19\n\x15STATUS_NOT_APPLICABLE\x10\x02\x12\x12\n\x0eSTATUS_INVALID\x10\x03\x12\x12\n\x0eSTATUS_TIMEOUT\x10\x04\x12\x11\n\rSTATUS_FAILED\x10\x05\x32\xca\x01\n\rRewardService\x12W\n\nScoreGroup\x12#.reward_server.v1.ScoreGroupRequest\x1a$.reward_server.v1.ScoreGroupResponse\x12`\n\rGetServerInfo\x12&.reward_server.v1.GetServerInfoRequest\x1a\'.reward_server.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreward_server/v1/reward.proto\x12\x10reward_server.v1\"1\n\x07\x43ontent\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x0e\n\x04json\x18\x02 \x01(\tH\x00\x42\x06\n\x04kind\"\x8c\x01\n\nCompletion\x12*\n\x07\x63ontent\x18\x01 \x01(\x0b\x32\x19.reward_server.v1.Content\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x14\n\x0c\x63olumns_json\x18\x03 \x01(\t\x12)\n\x06prompt\x18\x04 \x01(\x0b\x32\x19.reward_server.v1.Content\"\xde\x01\n\x11ScoreGroupRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x10\n\x08group_id\x18\x04 \x01(\t\x12)\n\x06prompt\x18\x05 \x01(\x0b\x32\x19.reward_server.v1.Content\x12\x31\n\x0b\x63ompletions\x18\x06 \x03(\x0b\x32\x1c.reward_server.v1.Completion\x12\x14\n\x0c\x63olumns_json\x18\x07 \x01(\t\x12\x0f\n\x07scorers\x18\x08 \x03(\t\"\xa6\x02\n\x16ScoreCompletionRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x10\n\x08group_id\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\r\x12\x11\n\tsample_id\x18\x06 \x01(\t\x12\n\n\x02of\x18\x07 \x01(\r\x12)\n\x06prompt\x18\x08 \x01(\x0b\x32\x19.reward_server.v1.Content\x12\x30\n\ncompletion\x18\t \x01(\x0b\x32\x1c.reward_server.v1.Completion\x12\x0f\n\x07scorers\x18\n \x03(\t\x12\x10\n\x08gather_s\x18\x0b \x01(\x01\x12\x18\n\x10score_incomplete\x18\x0c \x01(\x08\"`\n\x05Score\x12(\n\x06status\x18\x01 \x01(\x0e\x32\x18.reward_server.v1.Status\x12\x12\n\x05value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x03 \x01(\tB\x08\n\x06_value\"\xe8\x01\n\x0cScorerScores\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\'\n\x06scores\x18\x04 \x03(\x0b\x32\x17.reward_server.v1.Score\x12<\n\x07metrics\x18\x05 \x03(\x0b\x32+.reward_server.v1.ScorerScores.MetricsEntry\x12\x12\n\nextra_json\x18\x06 \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x93\x01\n\x12ScoreGroupResponse\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12/\n\x07scorers\x18\x02 \x03(\x0b\x32\x1e.reward_server.v1.ScorerScores\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12\x10\n\x08queued_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\"c\n\x17ScoreCompletionResponse\x12\x34\n\x06scores\x18\x01 \x01(\x0b\x32$.reward_server.v1.ScoreGroupResponse\x12\x12\n\ngroup_size\x18\x02 \x01(\r\",\n\x14GetServerInfoRequest\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\"\x8f\x01\n\nScorerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x15\n\rdeterministic\x18\x05 \x01(\x08\x12\x13\n\x0bgroup_aware\x18\x06 \x01(\x08\x12\x18\n\x10required_columns\x18\x07 \x03(\t\":\n\x06Limits\x12\x17\n\x0fmax_group_bytes\x18\x01 \x01(\x04\x12\x17\n\x0fmax_completions\x18\x02 \x01(\r\"\xb5\x01\n\x15GetServerInfoResponse\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x15\n\rconfig_digest\x18\x03 \x01(\t\x12-\n\x07scorers\x18\x04 \x03(\x0b\x32\x1c.reward_server.v1.ScorerInfo\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.reward_server.v1.Limits*\x85\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x19\n\x15STATUS_NOT_APPLICABLE\x10\x02\x12\x12\n\x0eSTATUS_INVALID\x10\x03\x12\x12\n\x0eSTATUS_TIMEOUT\x10\x04\x12\x11\n\rSTATUS_FAILED\x10\x05\x32\xb2\x02\n\rRewardService\x12W\n\nScoreGroup\x12#.reward_server.v1.ScoreGroupRequest\x1a$.reward_server.v1.ScoreGroupResponse\x12\x66\n\x0fScoreCompletion\x12(.reward_server.v1.ScoreCompletionRequest\x1a).reward_server.v1.ScoreCompletionResponse\x12`\n\rGetServerInfo\x12&.reward_server.v1.GetServerInfoRequest\x1a\'.reward_server.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,30 +33,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SCORERSCORES_METRICSENTRY']._loaded_options = None
   _globals['_SCORERSCORES_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_STATUS']._serialized_start=1390
-  _globals['_STATUS']._serialized_end=1523
+  _globals['_STATUS']._serialized_start=1788
+  _globals['_STATUS']._serialized_end=1921
   _globals['_CONTENT']._serialized_start=51
   _globals['_CONTENT']._serialized_end=100
   _globals['_COMPLETION']._serialized_start=103
   _globals['_COMPLETION']._serialized_end=243
   _globals['_SCOREGROUPREQUEST']._serialized_start=246
   _globals['_SCOREGROUPREQUEST']._serialized_end=468
-  _globals['_SCORE']._serialized_start=470
-  _globals['_SCORE']._serialized_end=566
-  _globals['_SCORERSCORES']._serialized_start=569
-  _globals['_SCORERSCORES']._serialized_end=801
-  _globals['_SCORERSCORES_METRICSENTRY']._serialized_start=755
-  _globals['_SCORERSCORES_METRICSENTRY']._serialized_end=801
-  _globals['_SCOREGROUPRESPONSE']._serialized_start=804
-  _globals['_SCOREGROUPRESPONSE']._serialized_end=951
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=953
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=997
-  _globals['_SCORERINFO']._serialized_start=1000
-  _globals['_SCORERINFO']._serialized_end=1143
-  _globals['_LIMITS']._serialized_start=1145
-  _globals['_LIMITS']._serialized_end=1203
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=1206
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1387
-  _globals['_REWARDSERVICE']._serialized_start=1526
-  _globals['_REWARDSERVICE']._serialized_end=1728
+  _globals['_SCORECOMPLETIONREQUEST']._serialized_start=471
+  _globals['_SCORECOMPLETIONREQUEST']._serialized_end=765
+  _globals['_SCORE']._serialized_start=767
+  _globals['_SCORE']._serialized_end=863
+  _globals['_SCORERSCORES']._serialized_start=866
+  _globals['_SCORERSCORES']._serialized_end=1098
+  _globals['_SCORERSCORES_METRICSENTRY']._serialized_start=1052
+  _globals['_SCORERSCORES_METRICSENTRY']._serialized_end=1098
+  _globals['_SCOREGROUPRESPONSE']._serialized_start=1101
+  _globals['_SCOREGROUPRESPONSE']._serialized_end=1248
+  _globals['_SCORECOMPLETIONRESPONSE']._serialized_start=1250
+  _globals['_SCORECOMPLETIONRESPONSE']._serialized_end=1349
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=1351
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=1395
+  _globals['_SCORERINFO']._serialized_start=1398
+  _globals['_SCORERINFO']._serialized_end=1541
+  _globals['_LIMITS']._serialized_start=1543
+  _globals['_LIMITS']._serialized_end=1601
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=1604
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1785
+  _globals['_REWARDSERVICE']._serialized_start=1924
+  _globals['_REWARDSERVICE']._serialized_end=2230
 # @@protoc_insertion_point(module_scope)

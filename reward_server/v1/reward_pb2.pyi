@@ -62,6 +62,34 @@ class ScoreGroupRequest(_message.Message):
     scorers: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, wire_version: _Optional[int] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., group_id: _Optional[str] = ..., prompt: _Optional[_Union[Content, _Mapping]] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., columns_json: _Optional[str] = ..., scorers: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ScoreCompletionRequest(_message.Message):
+    __slots__ = ("wire_version", "run_id", "step", "group_id", "index", "sample_id", "of", "prompt", "completion", "scorers", "gather_s", "score_incomplete")
+    WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    GROUP_ID_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_ID_FIELD_NUMBER: _ClassVar[int]
+    OF_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    SCORERS_FIELD_NUMBER: _ClassVar[int]
+    GATHER_S_FIELD_NUMBER: _ClassVar[int]
+    SCORE_INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
+    wire_version: int
+    run_id: str
+    step: int
+    group_id: str
+    index: int
+    sample_id: str
+    of: int
+    prompt: Content
+    completion: Completion
+    scorers: _containers.RepeatedScalarFieldContainer[str]
+    gather_s: float
+    score_incomplete: bool
+    def __init__(self, wire_version: _Optional[int] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., group_id: _Optional[str] = ..., index: _Optional[int] = ..., sample_id: _Optional[str] = ..., of: _Optional[int] = ..., prompt: _Optional[_Union[Content, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., scorers: _Optional[_Iterable[str]] = ..., gather_s: _Optional[float] = ..., score_incomplete: _Optional[bool] = ...) -> None: ...
+
 class Score(_message.Message):
     __slots__ = ("status", "value", "message")
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +136,14 @@ class ScoreGroupResponse(_message.Message):
     queued_s: float
     compute_s: float
     def __init__(self, group_id: _Optional[str] = ..., scorers: _Optional[_Iterable[_Union[ScorerScores, _Mapping]]] = ..., config_digest: _Optional[str] = ..., queued_s: _Optional[float] = ..., compute_s: _Optional[float] = ...) -> None: ...
+
+class ScoreCompletionResponse(_message.Message):
+    __slots__ = ("scores", "group_size")
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    scores: ScoreGroupResponse
+    group_size: int
+    def __init__(self, scores: _Optional[_Union[ScoreGroupResponse, _Mapping]] = ..., group_size: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ("wire_version",)

@@ -20,6 +20,11 @@ class RewardServiceStub(object):
                 request_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupRequest.SerializeToString,
                 response_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupResponse.FromString,
                 _registered_method=True)
+        self.ScoreCompletion = channel.unary_unary(
+                '/reward_server.v1.RewardService/ScoreCompletion',
+                request_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreCompletionRequest.SerializeToString,
+                response_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreCompletionResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/reward_server.v1.RewardService/GetServerInfo',
                 request_serializer=reward__server_dot_v1_dot_reward__pb2.GetServerInfoRequest.SerializeToString,
@@ -45,6 +50,24 @@ class RewardServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreCompletion(self, request, context):
+        """Scores one completion of a group whose completions are sent one by one, as by trainers that show each to another
+        process. The server gathers the calls of a group (a cohort) until all `of` are there, scores them as one group and
+        answers each call with the scores of its own completion. Idempotent: a call that is sent again joins its cohort, or
+        gets the scores of a cohort that is done, for some minutes.
+
+        Every score of a cohort that is not complete after `gather_s` has the status TIMEOUT, unless `score_incomplete` is
+        set: then the completions that are there are scored as the group.
+
+        The calls of a group have to reach the same server, so that a client with several replicas chooses one by the names
+        of run and group. A call fails with the codes of ScoreGroup, and with
+        INVALID_ARGUMENT     also where calls of a group contradict one another
+        UNAVAILABLE          also for every call of a cohort that is not complete when the server drains
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """What the server is: its scorers, its limits and the digest of its configuration.
         """
@@ -59,6 +82,11 @@ def add_RewardServiceServicer_to_server(servicer, server):
                     servicer.ScoreGroup,
                     request_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupRequest.FromString,
                     response_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupResponse.SerializeToString,
+            ),
+            'ScoreCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreCompletion,
+                    request_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreCompletionRequest.FromString,
+                    response_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreCompletionResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -93,6 +121,33 @@ class RewardService(object):
             '/reward_server.v1.RewardService/ScoreGroup',
             reward__server_dot_v1_dot_reward__pb2.ScoreGroupRequest.SerializeToString,
             reward__server_dot_v1_dot_reward__pb2.ScoreGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reward_server.v1.RewardService/ScoreCompletion',
+            reward__server_dot_v1_dot_reward__pb2.ScoreCompletionRequest.SerializeToString,
+            reward__server_dot_v1_dot_reward__pb2.ScoreCompletionResponse.FromString,
             options,
             channel_credentials,
             insecure,
