@@ -1,4 +1,4 @@
-"""Clients of a reward service, for threads, asyncio and single completions, and reward functions for a stock TRL trainer.
+"""Clients of a reward service, for threads, asyncio and single completions; reward functions for a stock TRL trainer.
 
 Owns connections, credentials, retries and hedges. Knows nothing of scorers or of trainers, and loads neither torch nor
 trl.

@@ -88,11 +88,11 @@ class CohortCalls:
             if not cohort.is_complete and self._is_draining:
                 raise UnavailableError("the server is draining, and this group is not complete")
             if cohort.is_complete or (cohort.first.score_incomplete and running.calls):
-                ended, keys = "complete" if cohort.is_complete else "incomplete", cohort.keys()
+                ended, names = "complete" if cohort.is_complete else "incomplete", cohort.names()
                 responses = await running.scored(score(group_of(cohort.samples())))
-                answers = dict(zip(keys, responses, strict=True))
+                answers = dict(zip(names, responses, strict=True))
             else:
-                ended, answers = "timeout", dict.fromkeys(cohort.keys(), late)
+                ended, answers = "timeout", dict.fromkeys(cohort.names(), late)
             outcome = ended
             self._cohorts.finish(key, cohort, answers, late, time.monotonic())
         finally:

@@ -28,7 +28,7 @@ AnswerT = TypeVar("AnswerT")
 CohortKey = tuple[str, str, str]
 """Name of the caller's token, run, group: callers with different tokens never meet."""
 
-SampleKey = int | str
+SampleName = int | str
 """`index`, or `sample_id`."""
 
 _GATHER_S = 60.0
@@ -47,13 +47,13 @@ class Cohort(Generic[AnswerT]):
         self.first = first
         self.closes_at = now + min(first.gather_s or _GATHER_S, _LONGEST_GATHER_S)
         """When it is given up, or scored as it is; once it is finished, when its answers are forgotten."""
-        self.answers: Mapping[SampleKey, AnswerT] | None = None
+        self.answers: Mapping[SampleName, AnswerT] | None = None
         self.refused: AnswerT | None = None
         """The answer to samples that come after an incomplete cohort was closed."""
         self.request_bytes = 0
         self._least_bytes = self.of * request_bytes
-        self._samples: dict[SampleKey, Sample] = {}
-        self._digests: dict[SampleKey, bytes] = {}
+        self._samples: dict[SampleName, Sample] = {}
+        self._digests: dict[SampleName, bytes] = {}
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -68,14 +68,14 @@ class Cohort(Generic[AnswerT]):
         """What it counts for: at least `of` times its first sample."""
         return max(self._least_bytes, self.request_bytes)
 
-    def keys(self) -> list[SampleKey]:
-        """The keys of its samples in the order of the group: by index, or else as they came."""
-        keys = list(self._digests)
-        return keys if self.first.sample_id else sorted(keys)
+    def names(self) -> list[SampleName]:
+        """The names of its samples in the order of the group: by index, or else as they came."""
+        names = list(self._digests)
+        return names if self.first.sample_id else sorted(names)
 
     def samples(self) -> list[Sample]:
-        """Its samples in the order of `keys`."""
-        return [self._samples[key] for key in self.keys()]
+        """Its samples in the order of `names`."""
+        return [self._samples[name] for name in self.names()]
 
     def knows(self, sample: Sample) -> bool:
         """Whether the sample has come before. Raises InvalidGroupError if it contradicts what has come."""
@@ -84,26 +84,26 @@ class Cohort(Generic[AnswerT]):
                 raise _contradiction(sample, f"{name} is {theirs!r}, and was {ours!r} in an earlier call")
         if bool(self.first.sample_id) != bool(sample.sample_id):
             raise _contradiction(sample, "all its calls give a sample_id, or none does")
-        known = self._digests.get(key_of(sample))
+        known = self._digests.get(name_of(sample))
         if known is not None and known != _digest(sample):
             raise _contradiction(
-                sample, f"sample {key_of(sample)!r} came before with another prompt, completion or column"
+                sample, f"sample {name_of(sample)!r} came before with another prompt, completion or column"
             )
         if known is None and self.is_complete:
-            raise _contradiction(sample, f"it has {self.of} samples, and {key_of(sample)!r} is one more")
+            raise _contradiction(sample, f"it has {self.of} samples, and {name_of(sample)!r} is one more")
         return known is not None
 
     def add(self, sample: Sample, request_bytes: int) -> None:
         """Adds a sample that it does not know."""
-        self._samples[key_of(sample)] = sample
-        self._digests[key_of(sample)] = _digest(sample)
+        self._samples[name_of(sample)] = sample
+        self._digests[name_of(sample)] = _digest(sample)
         self.request_bytes += request_bytes
 
     def answer_to(self, sample: Sample) -> AnswerT | None:
         """The answer to a sample. None before the cohort is finished."""
-        return None if self.answers is None else self.answers.get(key_of(sample), self.refused)
+        return None if self.answers is None else self.answers.get(name_of(sample), self.refused)
 
-    def close(self, answers: Mapping[SampleKey, AnswerT], refused: AnswerT, forgotten_at: float) -> None:
+    def close(self, answers: Mapping[SampleName, AnswerT], refused: AnswerT, forgotten_at: float) -> None:
         """Keeps the answers, and lets the texts go."""
         self.answers, self.refused, self.closes_at = answers, refused, forgotten_at
         self._samples.clear()
@@ -137,7 +137,7 @@ class Cohorts(Generic[AnswerT]):
         there is no room for another cohort.
         """
         self._forget(now)
-        cohort = self._open.get(key) or self._kept.get(key)
+        cohort = self._open.get(key, self._kept.get(key))
         if cohort is None:
             self._refuse_large(sample, request_bytes)
             cohort = self._begun(key, sample, request_bytes, now)
@@ -154,7 +154,7 @@ class Cohorts(Generic[AnswerT]):
         self,
         key: CohortKey,
         cohort: Cohort[AnswerT],
-        answers: Mapping[SampleKey, AnswerT],
+        answers: Mapping[SampleName, AnswerT],
         refused: AnswerT,
         now: float,
     ) -> None:
@@ -209,7 +209,7 @@ class Cohorts(Generic[AnswerT]):
             self._kept_samples -= oldest.of
 
 
-def key_of(sample: Sample) -> SampleKey:
+def name_of(sample: Sample) -> SampleName:
     return sample.sample_id or sample.index
 
 

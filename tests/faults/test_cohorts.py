@@ -121,7 +121,9 @@ def test_a_restarted_replica_is_found_by_all_who_wait_for_it(
 
 
 @pytest.fixture
-def fleet(server: Callable[..., ServerProcess], serve: Callable[..., ServerProcess], rank: dict[str, str]) -> ServerProcess:
+def fleet(
+    server: Callable[..., ServerProcess], serve: Callable[..., ServerProcess], rank: dict[str, str]
+) -> ServerProcess:
     return serve(rank, listen="127.0.0.1:0", processes=3)
 
 

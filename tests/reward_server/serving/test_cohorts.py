@@ -29,7 +29,7 @@ class Gathering:
         return self.cohorts.joined(key, sample, request_bytes, self.now)
 
     def finish(self, cohort: Cohort[str], key: Any = KEY) -> None:
-        answers = {name: f"answer {name}" for name in cohort.keys()}
+        answers = {name: f"answer {name}" for name in cohort.names()}
         self.cohorts.finish(key, cohort, answers, "too late", self.now)
 
 

@@ -52,9 +52,7 @@ def make_sample(index: int, text: str, of: int = 3, **names: Any) -> Sample:
 
 
 async def ask(caller: Caller, sample: Sample, timeout_s: float = 30, **metadata: str) -> SampleScores:
-    call = caller.stub.ScoreCompletion(
-        wire.encode_sample(sample), timeout=timeout_s, metadata=tuple(metadata.items())
-    )
+    call = caller.stub.ScoreCompletion(wire.encode_sample(sample), timeout=timeout_s, metadata=tuple(metadata.items()))
     return wire.decode_sample_scores(await call)
 
 
@@ -125,7 +123,10 @@ async def test_a_caller_that_leaves_leaves_its_sample_behind_and_may_come_again(
         await until(lambda: caller.server.calls == 2)
         leaving.cancel()
         await until(lambda: caller.server.calls == 1)
-        answers = [*await asyncio.gather(first, ask(caller, make_sample(2, "aa"))), await ask(caller, make_sample(0, "aaa"))]
+        answers = [
+            *await asyncio.gather(first, ask(caller, make_sample(2, "aa"))),
+            await ask(caller, make_sample(0, "aaa")),
+        ]
     assert [value(answer) for answer in answers] == [0.0, 1.0, 2.0]
 
 
