@@ -49,7 +49,8 @@ class LimitsConfig(BaseModel):
         default=65_536,
         gt=0,
         description="Completions that may be in the server at once, waiting or being scored. Beyond that, callers are "
-        "told when to try again. A single group is always accepted.",
+        "told when to try again. A single group is always accepted. As many again may be gathered, where the "
+        "completions of a group are sent one by one.",
     )
     max_queued_bytes: int = Field(default=1 << 30, gt=0, description="The same limit in bytes of requests.")
 

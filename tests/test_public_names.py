@@ -18,7 +18,14 @@ PUBLIC = {
     "grpo_plugin.policies": ["DropGroup", "DropSample", "DropScorer", "Drops", "FailurePolicy", "Raise"],
     "grpo_plugin.train": ["main"],
     "grpo_plugin.trainer": ["RemoteGRPOTrainer"],
-    "reward_server.client": ["AsyncRewardClient", "ClientTLS", "Endpoint", "RewardClient", "remote_rewards"],
+    "reward_server.client": [
+        "AsyncRewardClient",
+        "ClientTLS",
+        "CohortClient",
+        "Endpoint",
+        "RewardClient",
+        "remote_rewards",
+    ],
     "reward_server.config": ["ServerConfig", "config_from_mapping"],
     "reward_server.errors": [
         "CallError",

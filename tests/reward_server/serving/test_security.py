@@ -17,12 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpo_plugin import RemoteGRPOConfig
 from grpo_plugin.rewards.connection import connect
 from reward_server.cli.main import main
-from reward_server.client import AsyncRewardClient, ClientTLS, RewardClient, remote_rewards
+from reward_server.client import AsyncRewardClient, ClientTLS, CohortClient, RewardClient, remote_rewards
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError, CredentialsError, UnavailableError
 from reward_server.launch import ServerProcess, launch_server
 from reward_server.serving.security import Security
 from reward_server.serving.server import RewardServer
+from reward_server.types import Completion, Sample
 from tests.support.builders import make_group
 
 LENGTH = {"type": "length", "name": "short", "max": 3}
@@ -257,6 +258,16 @@ async def test_asyncio_clients_speak_tls_too(start: Start, certificates: Certifi
     endpoint = start(tls=certificates.server("good")).endpoint
     async with AsyncRewardClient(endpoint, tls=ClientTLS(ca_file=certificates.path("ca.pem"))) as client:
         assert (await client.score(make_group(["ab"]))).scorers[0].scores[0].value == 1.0
+
+
+def test_samples_go_over_tls_to_the_addresses_of_a_name(start: Start, tokens: Path, certificates: Certificates) -> None:
+    endpoint = start(tls=certificates.server("good"), tokens_file=str(tokens)).endpoint
+    endpoint = endpoint.replace("127.0.0.1", "localhost")  # resolved by the client, and still checked by this name
+    tls = ClientTLS(ca_file=certificates.path("ca.pem"))
+    with CohortClient(endpoint, token=RIGHT, tls=tls) as client:
+        assert client.score(Sample("p", Completion("ab"))).scores.rewards() == [1.0]
+    with CohortClient(endpoint, token=WRONG, tls=tls) as client:
+        refusal(lambda: client.score(Sample("p", Completion("ab"))), CredentialsError)
 
 
 @pytest.mark.parametrize(
