@@ -88,7 +88,7 @@ class ScoreCompletionRequest(_message.Message):
     scorers: _containers.RepeatedScalarFieldContainer[str]
     gather_s: float
     score_incomplete: bool
-    def __init__(self, wire_version: _Optional[int] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., group_id: _Optional[str] = ..., index: _Optional[int] = ..., sample_id: _Optional[str] = ..., of: _Optional[int] = ..., prompt: _Optional[_Union[Content, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., scorers: _Optional[_Iterable[str]] = ..., gather_s: _Optional[float] = ..., score_incomplete: _Optional[bool] = ...) -> None: ...
+    def __init__(self, wire_version: _Optional[int] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., group_id: _Optional[str] = ..., index: _Optional[int] = ..., sample_id: _Optional[str] = ..., of: _Optional[int] = ..., prompt: _Optional[_Union[Content, _Mapping]] = ..., completion: _Optional[_Union[Completion, _Mapping]] = ..., scorers: _Optional[_Iterable[str]] = ..., gather_s: _Optional[float] = ..., score_incomplete: bool = ...) -> None: ...
 
 class Score(_message.Message):
     __slots__ = ("status", "value", "message")
