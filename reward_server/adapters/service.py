@@ -58,7 +58,7 @@ class Service:
     def __init__(self, settings: Settings, trainer: str):
         self._settings = settings
         self._trainer = trainer
-        self.run_id = settings.run_id or uuid.uuid4().hex
+        self.run_id = settings.run_id or trainer  # the same in all processes, whose samples have to meet
         arguments = {"timeout_s": settings.timeout_s, "token_file": settings.token_file, "tls": settings.client_tls}
         self._samples = CohortClient(settings.endpoint, **arguments)  # type: ignore[arg-type]
         self._groups = RewardClient(settings.endpoint, **arguments)  # type: ignore[arg-type]
@@ -156,7 +156,8 @@ class Service:
     def _compared(self, info: ServerInfo) -> ServerInfo:
         known = [each.name for each in info.scorers]
         weighted = [name for name, _ in self._settings.weights]
-        for what, names in (("scorers", self._settings.scorers), ("weights", weighted)):
+        scorers, validating = self._settings.scorers, self._settings.validation_scorers
+        for what, names in (("scorers", scorers), ("validation_scorers", validating), ("weights", weighted)):
             if unknown := [name for name in names if name not in known]:
                 raise ConfigError(f"{what} names {unknown}, and the server at {self._groups.endpoint} has {known}")
         return info

@@ -103,11 +103,14 @@ class Settings:
     timeout_s: float = _setting(_number, "seconds until a reward has to be there, with all retries", 300.0)
     connect_timeout_s: float = _setting(_number, "seconds that the first call waits for the server", 60.0)
     scorers: tuple[str, ...] = _setting(_names, "the scorers to run; unset, all of the server", ())
+    validation_scorers: tuple[str, ...] = _setting(_names, "the scorers of validation, where that differs", ())
     weights: tuple[tuple[str, float], ...] = _setting(_weights, "weights in place of the server's, `a=1,b=0.5`", ())
     columns: tuple[tuple[str, str], ...] | None = _setting(
         _columns, "which of the trainer's keys are sent as columns, `answer=ground_truth,level`; unset, all"
     )
-    run_id: str | None = _setting(_text, "the name of the training run; unset, one that this process makes up")
+    run_id: str | None = _setting(
+        _text, "the name of the training run, the same in all its processes; unset, the trainer's"
+    )
     prompt_key: str | None = _setting(_text, "the key that holds the prompt, where the trainer does not pass it")
     group_key: str | None = _setting(_text, "the key that names a completion's group, new in each step")
     index_key: str | None = _setting(_text, "the key that holds a completion's position in its group")

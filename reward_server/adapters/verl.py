@@ -8,6 +8,7 @@ A completion without a reward raises NoRewardError, which ends verl's worker: ve
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -31,11 +32,16 @@ async def compute_score(
 ) -> dict[str, float]:
     """The reward as `score`, with each scorer's score beside it for verl's log.
 
-    `settings` are verl's `reward_kwargs`. The keys of `extra_info`, data_source and ground_truth are columns.
+    `settings` are verl's `reward_kwargs`. The keys of `extra_info`, data_source and ground_truth are columns. A row
+    whose `split` is not "train" is one of validation: it is scored alone, since verl fills validation batches up with
+    rows that come twice.
     """
     read = Settings.read(settings)
-    service = Service.of(read, "verl")
     info = {key: value for key, value in (extra_info or {}).items() if key not in _VERLS}
+    if info.get("split", "train") != "train":
+        read = dataclasses.replace(read, scorers=read.validation_scorers or read.scorers, group_key=None)
+        info[_GROUP] = None
+    service = Service.of(read, "verl")
     reward = await service.reward(_row(service, read, info, solution_str, data_source, ground_truth))
     return {**reward.scores, "score": reward.total}
 

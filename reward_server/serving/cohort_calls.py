@@ -36,9 +36,9 @@ class CohortCalls:
     """The calls that wait for the other samples of their groups, or for the scores of the whole group."""
 
     def __init__(self, metrics: Metrics, limits: LimitsConfig):
-        self._cohorts: Cohorts[bytes] = Cohorts(*_bounds(limits))
+        self._cohorts = Cohorts(*_bounds(limits))
         self._metrics = metrics
-        self._running: dict[Cohort[bytes], _Running] = {}
+        self._running: dict[Cohort, _Running] = {}
         self._is_draining = False
 
     def resize(self, limits: LimitsConfig) -> None:
@@ -77,7 +77,7 @@ class CohortCalls:
         await asyncio.gather(*(running.end() for running in list(self._running.values())))
 
     async def _gather_and_score(
-        self, key: CohortKey, cohort: Cohort[bytes], running: _Running, score: Score, unscored: Unscored
+        self, key: CohortKey, cohort: Cohort, running: _Running, score: Score, unscored: Unscored
     ) -> None:
         outcome = "dropped"
         self._metrics.gathering(1)

@@ -18,12 +18,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Generic, TypeVar
 
 from reward_server.errors import GroupTooLargeError, InvalidGroupError, OverloadedError
 from reward_server.types import Sample
-
-AnswerT = TypeVar("AnswerT")
 
 CohortKey = tuple[str, str, str]
 """Name of the caller's token, run, group: callers with different tokens never meet."""
@@ -37,9 +34,10 @@ _PUSHBACK_S = 0.5
 # A retry comes within the deadline of its call, which is minutes for a slow judge.
 _KEPT_S = 600.0
 _MOST_KEPT_SAMPLES = 65_536
+_MOST_KEPT_BYTES = 64 << 20
 
 
-class Cohort(Generic[AnswerT]):
+class Cohort:
     """The samples of one group that have come so far, and their answers once there are any."""
 
     def __init__(self, first: Sample, request_bytes: int, now: float):
@@ -47,8 +45,8 @@ class Cohort(Generic[AnswerT]):
         self.first = first
         self.closes_at = now + min(first.gather_s or _GATHER_S, _LONGEST_GATHER_S)
         """When it is given up, or scored as it is; once it is finished, when its answers are forgotten."""
-        self.answers: Mapping[SampleName, AnswerT] | None = None
-        self.refused: AnswerT | None = None
+        self.answers: Mapping[SampleName, bytes] | None = None
+        self.refused: bytes | None = None
         """The answer to samples that come after an incomplete cohort was closed."""
         self.request_bytes = 0
         self._least_bytes = self.of * request_bytes
@@ -99,23 +97,23 @@ class Cohort(Generic[AnswerT]):
         self._digests[name_of(sample)] = _digest(sample)
         self.request_bytes += request_bytes
 
-    def answer_to(self, sample: Sample) -> AnswerT | None:
+    def answer_to(self, sample: Sample) -> bytes | None:
         """The answer to a sample. None before the cohort is finished."""
         return None if self.answers is None else self.answers.get(name_of(sample), self.refused)
 
-    def close(self, answers: Mapping[SampleName, AnswerT], refused: AnswerT, forgotten_at: float) -> None:
+    def close(self, answers: Mapping[SampleName, bytes], refused: bytes, forgotten_at: float) -> None:
         """Keeps the answers, and lets the texts go."""
         self.answers, self.refused, self.closes_at = answers, refused, forgotten_at
         self._samples.clear()
 
 
-class Cohorts(Generic[AnswerT]):
+class Cohorts:
     """All cohorts of a server: those that gather or are being scored, and the finished ones that are remembered."""
 
     def __init__(self, max_completions: int, max_bytes: int, max_group_bytes: int):
-        self._open: dict[CohortKey, Cohort[AnswerT]] = {}
-        self._kept: dict[CohortKey, Cohort[AnswerT]] = {}  # the oldest first
-        self._kept_samples = 0
+        self._open: dict[CohortKey, Cohort] = {}
+        self._kept: dict[CohortKey, Cohort] = {}  # the oldest first
+        self._kept_samples = self._kept_bytes = 0
         self._completions = 0
         self._bytes = 0
         self.resize(max_completions, max_bytes, max_group_bytes)
@@ -130,7 +128,7 @@ class Cohorts(Generic[AnswerT]):
         """How many cohorts are not finished."""
         return len(self._open)
 
-    def joined(self, key: CohortKey, sample: Sample, request_bytes: int, now: float) -> Cohort[AnswerT]:
+    def joined(self, key: CohortKey, sample: Sample, request_bytes: int, now: float) -> Cohort:
         """The cohort of a sample, which is in it from now on.
 
         Raises InvalidGroupError for a sample that contradicts another, GroupTooLargeError, and OverloadedError if
@@ -153,27 +151,27 @@ class Cohorts(Generic[AnswerT]):
     def finish(
         self,
         key: CohortKey,
-        cohort: Cohort[AnswerT],
-        answers: Mapping[SampleName, AnswerT],
-        refused: AnswerT,
+        cohort: Cohort,
+        answers: Mapping[SampleName, bytes],
+        refused: bytes,
         now: float,
     ) -> None:
         """Keeps the answers of a cohort for calls that come again; `refused` is for samples that come too late."""
         self.drop(key, cohort)
         cohort.close(answers, refused, now + _KEPT_S)
         self._kept[key] = cohort
-        self._kept_samples += cohort.of
+        self._count_kept(cohort, 1)
         self._forget(now)
 
-    def drop(self, key: CohortKey, cohort: Cohort[AnswerT]) -> None:
+    def drop(self, key: CohortKey, cohort: Cohort) -> None:
         """Forgets a cohort that is not finished."""
         if self._open.get(key) is cohort:
             del self._open[key]
             self._completions -= cohort.of
             self._bytes -= cohort.held_bytes
 
-    def _begun(self, key: CohortKey, sample: Sample, request_bytes: int, now: float) -> Cohort[AnswerT]:
-        cohort: Cohort[AnswerT] = Cohort(sample, request_bytes, now)
+    def _begun(self, key: CohortKey, sample: Sample, request_bytes: int, now: float) -> Cohort:
+        cohort: Cohort = Cohort(sample, request_bytes, now)
         self._refuse_beyond(cohort.of, cohort.held_bytes, len(self._open))
         self._open[key] = cohort
         self._completions += cohort.of
@@ -203,10 +201,15 @@ class Cohorts(Generic[AnswerT]):
     def _forget(self, now: float) -> None:
         while self._kept:
             key, oldest = next(iter(self._kept.items()))
-            if oldest.closes_at > now and self._kept_samples <= _MOST_KEPT_SAMPLES:
+            is_full = self._kept_samples > _MOST_KEPT_SAMPLES or self._kept_bytes > _MOST_KEPT_BYTES
+            if oldest.closes_at > now and not is_full:
                 return
             del self._kept[key]
-            self._kept_samples -= oldest.of
+            self._count_kept(oldest, -1)
+
+    def _count_kept(self, cohort: Cohort, sign: int) -> None:
+        self._kept_samples += sign * cohort.of
+        self._kept_bytes += sign * sum(map(len, (cohort.answers or {}).values()))
 
 
 def name_of(sample: Sample) -> SampleName:
@@ -227,7 +230,7 @@ def check_sample(sample: Sample) -> None:
         raise _contradiction(sample, "the prompt of a sample is its own, and the completion has another")
 
 
-def late_or_missing(cohort: Cohort[AnswerT], waited_s: float) -> str:
+def late_or_missing(cohort: Cohort, waited_s: float) -> str:
     """Why a cohort was closed before it was complete."""
     return (
         f"{len(cohort)} of the {cohort.of} completions of group {cohort.first.group_id!r} came to this server within "

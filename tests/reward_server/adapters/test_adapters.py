@@ -68,6 +68,26 @@ async def test_verls_samples_of_a_group_meet_without_an_index(endpoint: str) -> 
     assert [answer["score"] for answer in await asyncio.gather(*calls)] == list(RANK_OF.values())
 
 
+def test_samples_from_workers_that_know_nothing_of_one_another_meet(endpoint: str) -> None:
+    code = (
+        "import asyncio, sys\nfrom reward_server.adapters.verl import compute_score\n"
+        "settings = {'endpoint': sys.argv[1], 'scorers': 'rank', 'group_key': 'uid', 'group_size': 3, 'timeout_s': 60}\n"
+        "answer = compute_score('d', sys.argv[2], '4', {'uid': 'u3'}, **settings)\n"
+        "print(asyncio.run(answer)['score'])"
+    )
+    command = [sys.executable, "-c", code, endpoint]
+    workers = [subprocess.Popen([*command, text], stdout=subprocess.PIPE, text=True) for text in RANK_OF]
+    assert [float(worker.communicate(timeout=60)[0]) for worker in workers] == list(RANK_OF.values())
+
+
+async def test_a_row_of_verls_validation_is_scored_alone_by_its_own_scorers(endpoint: str) -> None:
+    keys = {"group_key": "uid", "group_size": 3, "scorers": ["graded", "rank"], "timeout_s": 3}
+    told = {"uid": "u2", "split": "test"}
+    assert (await verl_call(endpoint, extra_info=told, validation_scorers="graded", **keys))["score"] == 2.0
+    with pytest.raises(ConfigError, match=ALONE.format("verl")):
+        await verl_call(endpoint, extra_info=told, **keys)
+
+
 async def test_a_key_that_verl_does_not_pass_is_named_with_those_that_it_does(endpoint: str) -> None:
     with pytest.raises(
         ConfigError, match=r"group_key is 'uid', and verl passed \['data_source', 'ground_truth', 'index'"

@@ -32,7 +32,12 @@ async def test_verl_loads_the_function_and_the_manager_whose_samples_meet(endpoi
     from verl import DataProto  # noqa: PLC0415
     from verl.trainer.ppo.reward import get_custom_reward_fn, load_reward_manager  # noqa: PLC0415
 
-    kwargs = {"endpoint": endpoint, "columns": {"answer": "ground_truth"}, "timeout_s": 30}
+    kwargs = {
+        "endpoint": endpoint,
+        "columns": {"answer": "ground_truth"},
+        "timeout_s": 30,
+        "validation_scorers": ["graded"],
+    }
     config = OmegaConf.create(
         {
             "actor_rollout_ref": {"rollout": {"n": 3}},
@@ -54,13 +59,13 @@ async def test_verl_loads_the_function_and_the_manager_whose_samples_meet(endpoi
     alone = await function(data_source="d", solution_str="4", ground_truth="4", extra_info={}, scorers=["graded"])
     assert alone == {"graded": 1.0, "score": 2.0}
 
-    def item(text: str) -> DataProto:
+    def item(text: str, split: str = "train") -> DataProto:
         ids = torch.tensor([[ord(character) for character in text]])
         batch = TensorDict({"responses": ids, "attention_mask": torch.ones_like(ids)}, batch_size=1)
         fields = {
             "data_source": "d",
             "reward_model": {"ground_truth": "4"},
-            "extra_info": {"index": 1},
+            "extra_info": {"index": 1, "split": split},
             "uid": "group 1",
             "raw_prompt": [{"role": "user", "content": "2 + 2?"}],
         }
@@ -73,6 +78,7 @@ async def test_verl_loads_the_function_and_the_manager_whose_samples_meet(endpoi
     texts = ["4", "five", "seven"]
     answers = await asyncio.gather(*(m.run_single(item(text)) for m, text in zip(managers, texts, strict=True)))
     assert [answer["reward_score"] for answer in answers] == [2.0, 1.0, 2.0]  # 2 · graded + rank
+    assert (await managers[0].run_single(item("4", "test")))["reward_score"] == 2.0  # validation: alone
     assert answers[0]["reward_extra_info"] == {"graded": 1.0, "rank": 0.0, "score": 2.0}
 
 

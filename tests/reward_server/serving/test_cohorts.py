@@ -22,15 +22,15 @@ class Gathering:
     """Cohorts of a few completions and bytes, at a time that a test sets."""
 
     def __init__(self, completions: int = 8, max_bytes: int = 1000, group_bytes: int = 500):
-        self.cohorts: Cohorts[str] = Cohorts(completions, max_bytes, group_bytes)
+        self.cohorts = Cohorts(completions, max_bytes, group_bytes)
         self.now = 100.0
 
-    def join(self, sample: Sample, request_bytes: int = 10, key: Any = KEY) -> Cohort[str]:
+    def join(self, sample: Sample, request_bytes: int = 10, key: Any = KEY) -> Cohort:
         return self.cohorts.joined(key, sample, request_bytes, self.now)
 
-    def finish(self, cohort: Cohort[str], key: Any = KEY) -> None:
-        answers = {name: f"answer {name}" for name in cohort.names()}
-        self.cohorts.finish(key, cohort, answers, "too late", self.now)
+    def finish(self, cohort: Cohort, key: Any = KEY) -> None:
+        answers = {name: f"answer {name}".encode() for name in cohort.names()}
+        self.cohorts.finish(key, cohort, answers, b"too late", self.now)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_what_is_finished_answers_calls_that_come_again_until_it_is_forgotten(ga
     gathering.join(make_sample(1, "b"))
     gathering.finish(cohort)
     again = gathering.join(make_sample(1, "b"))
-    assert again.answer_to(make_sample(1, "b")) == "answer 1"
+    assert again.answer_to(make_sample(1, "b")) == b"answer 1"
     with pytest.raises(InvalidGroupError, match="came before with another"):
         gathering.join(make_sample(1, "c"))
     gathering.now += 601
@@ -112,7 +112,7 @@ def test_what_is_finished_answers_calls_that_come_again_until_it_is_forgotten(ga
 
 def test_a_sample_that_is_too_late_is_told_so_and_begins_no_cohort(gathering: Gathering) -> None:
     gathering.finish(gathering.join(make_sample(0)))
-    assert gathering.join(make_sample(1)).answer_to(make_sample(1)) == "too late"
+    assert gathering.join(make_sample(1)).answer_to(make_sample(1)) == b"too late"
     assert len(gathering.cohorts) == 0
 
 
@@ -166,4 +166,12 @@ def test_the_oldest_answers_are_forgotten_first() -> None:
         key = ("", "", str(number))
         gathering.finish(gathering.join(make_sample(0, of=30_000), key=key), key)
     answers = [gathering.join(make_sample(0, of=30_000), key=("", "", str(n))).answer_to(make_sample(0)) for n in "012"]
-    assert answers == [None, "answer 0", "answer 0"]  # 65,536 samples at most
+    assert answers == [None, b"answer 0", b"answer 0"]  # 65,536 samples at most
+
+
+def test_large_answers_are_forgotten_before_small_ones_would_be(gathering: Gathering) -> None:
+    for number in range(3):
+        cohort = gathering.join(make_sample(0), key=("", "", str(number)))
+        gathering.cohorts.finish(("", "", str(number)), cohort, {0: b"x" * (30 << 20)}, b"", gathering.now)
+    kept = [gathering.join(make_sample(0), key=("", "", str(number))).answers is not None for number in range(3)]
+    assert kept == [False, True, True]  # 64 MiB at most
