@@ -71,7 +71,7 @@ async def test_verls_samples_of_a_group_meet_without_an_index(endpoint: str) -> 
 def test_samples_from_workers_that_know_nothing_of_one_another_meet(endpoint: str) -> None:
     code = (
         "import asyncio, sys\nfrom reward_server.adapters.verl import compute_score\n"
-        "settings = {'endpoint': sys.argv[1], 'scorers': 'rank', 'group_key': 'uid', 'group_size': 3, 'timeout_s': 60}\n"
+        "settings = {'endpoint': sys.argv[1], 'scorers': 'rank', 'group_key': 'uid', 'group_size': 3}\n"
         "answer = compute_score('d', sys.argv[2], '4', {'uid': 'u3'}, **settings)\n"
         "print(asyncio.run(answer)['score'])"
     )
