@@ -107,6 +107,8 @@ class Turn:
     """Seconds in which the model computed."""
     cpu_s: float
     """Processor seconds of the process that holds the model."""
+    idle_s: float
+    """Seconds in which the model did not compute while completions waited for it."""
 
     @property
     def rate(self) -> float:
@@ -136,23 +138,30 @@ class InProcess:
         return [item for item in self.scorer.prepare(group) if isinstance(item, Sample)]
 
     def compute(self, samples: Sequence[Sample]) -> None:
-        """One batch, padded to its longest."""
+        """One batch."""
         began = time.perf_counter()
-        self.scorer.compute([sample.data for sample in samples], 0)
+        self.scorer.outputs([sample.data for sample in samples])
         lengths = [sample.tokens for sample in samples]
         took_s = time.perf_counter() - began
-        self._counts.append((len(lengths), sum(lengths), max(lengths) * len(lengths), took_s))
+        computed = max(lengths) * len(lengths) if self.scorer.pads else sum(lengths)
+        self._counts.append((len(lengths), sum(lengths), computed, took_s))
 
     def ended(self, completions: int, began: tuple[float, float]) -> Turn:
         rows, tokens, padded, busy_s = map(sum, zip(*self._counts, strict=True))
         wall_s, cpu_s = time.perf_counter() - began[0], time.process_time() - began[1]
-        turn = Turn(completions, wall_s, len(self._counts), rows, tokens, padded, busy_s, cpu_s)
+        turn = Turn(completions, wall_s, len(self._counts), rows, tokens, padded, busy_s, cpu_s, wall_s - busy_s)
         self._counts.clear()
         return turn
 
 
 class Alone(InProcess):
-    """A loop that scores one request after another, its G completions as one batch."""
+    """A loop that scores one request after another, its G completions as one padded batch: what a script does."""
+
+    def __init__(self, name: str, model: str):
+        from reward_server.scorers.model_trial import Choice  # noqa: PLC0415 - it loads torch
+
+        super().__init__(name, model)
+        self.scorer.models.choice = Choice("padded", "a script pads")
 
     async def turn(self, settings: Settings) -> Turn:
         began, completions = (time.perf_counter(), time.process_time()), 0
@@ -169,7 +178,7 @@ class Offline(InProcess):
         groups = list(itertools.islice(self._groups, 2 * settings.callers))
         began = (time.perf_counter(), time.process_time())
         samples = [sample for group in groups for sample in self.samples(group)]
-        for batch in batches([sample.tokens for sample in samples], MAX_BATCH_TOKENS):
+        for batch in batches([sample.tokens for sample in samples], MAX_BATCH_TOKENS, self.scorer.pads):
             self.compute([samples[row] for row in batch])
         return self.ended(len(samples), began)
 
@@ -284,13 +293,14 @@ def report(results: Results) -> None:
                 f"{1000 * _sum(turns, 'batches') / _sum(turns, 'rows'):.0f}",
                 f"{1000 * _sum(turns, 'cpu_s') / _sum(turns, 'rows'):.2f}",
                 f"{_sum(turns, 'busy_s') / _sum(turns, 'wall_s'):.0%}",
+                f"{_sum(turns, 'idle_s') / (_sum(turns, 'idle_s') + _sum(turns, 'busy_s')):.1%}",
             ]
         )
-    header = "completions/s,range,tokens,computed,fill,rows/call,calls/1000,cpu ms,busy"
+    header = "completions/s,range,tokens,computed,fill,rows/call,calls/1000,cpu ms,busy,idle"
     table(["", *header.split(",")], rows)
     print("Of a completion: its tokens, those computed for it (with padding; fill is their ratio), processor time")
-    print("of the process that holds the model. Busy: the share of time in which the model computed. Only rates")
-    print("depend on what else the machine does.")
+    print("of the process that holds the model. Busy: the share of time in which the model computed. Idle: the share")
+    print("of the time with completions in which it did not. Rates depend on what else the machine does.")
 
 
 def ratio(results: Results, of: str, over: str) -> float:
@@ -313,9 +323,9 @@ async def serve(model: str) -> None:
     server = RewardServer(config_from_mapping({"scorers": [options(model)], "listen": "127.0.0.1:0"}))
     await server.startup()
     print(server.endpoints[0], flush=True)
-    stats = server.batchers["rm"].stats
+    stats, names = server.batchers["rm"].stats, ("batches", "rows", "tokens", "padded_tokens", "busy_s", "idle_s")
     while await asyncio.to_thread(sys.stdin.readline):
-        counts = {name: getattr(stats, name) for name in ("batches", "rows", "tokens", "padded_tokens", "busy_s")}
+        counts = {name: getattr(stats, name) for name in names}
         print(json.dumps({**counts, "cpu_s": time.process_time()}), flush=True)
     await server.shutdown()
 
