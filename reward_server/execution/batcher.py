@@ -176,7 +176,9 @@ class Batcher:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._stop_clocks()
         for device in self._devices:
-            for work in device.queue.items() | {row.work for row in device.rows}:
+            rows = device.rows
+            device.taken_back()
+            for work in device.queue.items() | {row.work for row in rows}:
                 if not work.has_ended:
                     work.done.set_exception(BatcherClosedError("the batcher was closed before this work was done"))
 
@@ -270,6 +272,10 @@ class Batcher:
         self.stats.overdue += 1
         device.is_overdue = True
         device.queue.put_back(device.taken_back())
+        if (behind := device.ahead) is not None:  # the device has begun it already, and it may hang as well
+            device.ahead = None
+            self._fail(behind.rows, BatchTimeoutError("the device is busy with a batch that exceeded its limit"))
+            behind.abandon()
         if self._is_stuck():
             for other in self._devices:
                 for work in other.queue.items():

@@ -32,6 +32,8 @@ Run = Callable[[Form, Rows], list[torch.Tensor]]
 
 _LENGTHS = (36, 29, 16, 8, 3)
 _SETS = ((0, 2, 4), (1, 3))
+# On a CPU, rows are not made longer than this for a trial, which would take minutes: such models are not packed there.
+_LONGEST_ON_CPU = 2048
 # Among the first ids: a model that takes images too has their ids among the last.
 _MOST_IDS = 1000
 
@@ -42,7 +44,7 @@ _MOVES = 1e-5
 # how large they are: a row by itself differs by the attention kernel alone; padded rows also by matrix products of
 # other shapes.
 _SAME = 1e-4
-_SAME_HALF = 0.02
+_SAME_HALF = 0.05
 _SIMILAR_HALF = 0.1
 
 
@@ -66,12 +68,21 @@ class Trial:
     """A few rows of a loaded model."""
 
     def __init__(
-        self, run: Run, config: Any, device: torch.device, *, half: bool, vocabulary: int, most_tokens: int | None
+        self,
+        run: Run,
+        config: Any,
+        device: torch.device,
+        modules: Collection[Any],
+        *,
+        half: bool,
+        vocabulary: int,
+        most_tokens: int | None,
     ):
-        """`most_tokens` is the longest row that will ever be scored, None for no limit."""
+        """`modules` are the model's. `most_tokens` is the longest row that will ever be scored, None for no limit."""
         self._run = run
         self._config = config
         self._device = device
+        self._modules = modules
         self._half = half
         self._most_tokens = most_tokens
         self._rng = random.Random(0)
@@ -100,7 +111,8 @@ class Trial:
 
     def _problem_of_packing(self) -> str:
         return (
-            self._unknown_attention()
+            self._untried_window()
+            or self._unknown_attention()
             or self._price()
             or self._dependence()
             or self._difference([self._run("packed", [row])[0] for row in self._rows], _SAME_HALF, "packed rows")
@@ -111,21 +123,24 @@ class Trial:
     def _problem_of_padding(self) -> str:
         return self._difference(self._run("padded", self._rows), _SIMILAR_HALF, "padded rows")
 
+    def _untried_window(self) -> str:
+        longest = max(self._long_lengths(), default=0)
+        is_long = self._device.type == "cpu" and longest > _LONGEST_ON_CPU
+        return f"a window of {longest - 2} tokens is too long to be tried on a CPU" if is_long else ""
+
     def _unknown_attention(self) -> str:
         implementation = getattr(self._config, "_attn_implementation", None)
         if implementation not in STANDS_IN_FOR:
             return f"attention {implementation!r} takes no packed rows ({', '.join(STANDS_IN_FOR)} do)"
         register()
-        with observed_calls() as calls:
-            self._run("padded", [self._row(length) for length in self._long_lengths()[:1] or _LENGTHS[:1]])
+        longest = self._row(max(self._long_lengths(), default=max(map(len, self._rows))))
+        calls = self._calls("padded", [longest])
         if not calls:
             return "its layers do not call transformers' attention interface"
         return lost_in_packing(calls, self._config) or ""
 
     def _price(self) -> str:
-        calls: list[AttentionCall]
-        with observed_calls() as calls:
-            self._run("packed", self._rows)
+        calls = self._calls("packed", self._rows)
         paths = {call.path for call in calls}
         if "original" in paths:
             return "not all of its attention is told which rows there are"
@@ -134,6 +149,12 @@ class Trial:
         if "varlen" not in paths:
             return ""
         return installed_kernel_problem(self._device, any(call.sliding_window for call in calls)) or ""
+
+    def _calls(self, form: Form, rows: Rows) -> list[AttentionCall]:
+        """The model's calls of attention. Other models may serve meanwhile."""
+        with observed_calls() as calls:
+            self._run(form, rows)
+        return [call for call in calls if call.module in self._modules]
 
     def _dependence(self) -> str:
         base = self._run("packed", self._rows)

@@ -76,7 +76,7 @@ class Models:
         from reward_server.scorers.model_batches import HostBatch  # noqa: PLC0415 - only where it runs
 
         packed = (form or self.choice.form) == "packed"
-        length = max(map(len, ids)) if packed else self._padded_length(max(map(len, ids)))
+        length = self._padded_length(max(map(len, ids)))
         pad_id, on_gpu = self.tokenizer.pad_token_id, self._on_gpu
         return HostBatch.of(ids, wanted, length, pad_id, packed=packed, few_shapes=on_gpu, pinned=on_gpu)
 
@@ -121,7 +121,7 @@ class Models:
         """Where the positions that are read lie in the flattened batch that comes next."""
 
     def _padded_length(self, longest: int) -> int:
-        """The number of tokens of each padded row."""
+        """The tokens of each padded row. On a GPU, whose memory and kernels go by shape, few different numbers."""
         from reward_server.scorers.model_batches import few_lengths  # noqa: PLC0415 - only where it runs
 
         if self._is_compiled:
@@ -151,6 +151,7 @@ class Models:
             self._numbers,
             config,
             torch.device(model.device),
+            set(model.modules()),
             half=model.dtype in (torch.float16, torch.bfloat16),
             vocabulary=min(known, getattr(config, "vocab_size", None) or known),  # either may be the smaller one
             most_tokens=min(limits, default=None),

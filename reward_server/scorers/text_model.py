@@ -52,8 +52,8 @@ class TextModelOptions(ModelOptions):
     max_batch_tokens: int = Field(
         16384,
         ge=1,
-        description="Tokens of one forward pass, padding included, out of any groups that wait; a longer text goes "
-        "alone.",
+        description="Tokens of one forward pass, its padding included if rows are padded, out of any groups that wait; "
+        "a longer text goes alone.",
     )
     chat_template: str | None = Field(
         None,

@@ -1,8 +1,9 @@
 """What parts (a) and (b) share: a small reward model, groups of completions, the targets that score them, a report.
 
-The model is a Qwen2 of 0.4 M parameters with random weights and a tokenizer of bytes. A group is a prompt of 40 tokens
-and 8 completions of log-normal lengths (median 100, sigma 1, at most 1,000 tokens): heavy-tailed, as those of sampled
-reasoning are. No two are alike. One CPU core plays the device in every target: torch computes in one thread.
+The model is a Qwen2 with random weights and a tokenizer of bytes: of 0.4 M parameters in float32 on the CPU, of 0.4 B
+in bfloat16 on a GPU. A group is a prompt of 40 tokens and 8 completions of log-normal lengths (median 100, sigma 1, at
+most 1,000 tokens): heavy-tailed, as those of sampled reasoning are. No two are alike. Without a GPU one CPU core plays
+the device in every target: torch computes in one thread.
 
 Legend: G completions of a group.
 """
@@ -39,12 +40,20 @@ from tests.support.builders import make_tokenizer
 G = 8
 PROMPT_TOKENS = 40
 MEDIAN_TOKENS, SIGMA, MOST_TOKENS = 100, 1.0, 1000
-MAX_BATCH_TOKENS = 4096
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 _TIMEOUT_S = 300.0
+_SMALL = {
+    **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 4},
+}
+_QWEN_0_5B = {
+    **{"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
+    **{"num_attention_heads": 14, "num_key_value_heads": 2},
+}
 
 
-def save_model(folder: Path) -> str:
-    """The reward model and its tokenizer, in a folder that from_pretrained loads."""
+def save_model(folder: Path, device: str = "cpu") -> str:
+    """The reward model and its tokenizer, in a folder that from_pretrained loads and that is named after the device."""
     import torch  # noqa: PLC0415 - the clients of other parts do without
     from transformers import Qwen2Config, Qwen2ForSequenceClassification  # noqa: PLC0415
 
@@ -53,18 +62,15 @@ def save_model(folder: Path) -> str:
     tokenizer = make_tokenizer()
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=2048,
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
+        **(_QWEN_0_5B if device == "cuda" else _SMALL),
     )
-    Qwen2ForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    model = Qwen2ForSequenceClassification(config)
+    (model.bfloat16() if device == "cuda" else model).save_pretrained(folder / device)
+    tokenizer.save_pretrained(folder / device)
+    return str(folder / device)
 
 
 def options(model: str) -> dict[str, Any]:
@@ -73,8 +79,8 @@ def options(model: str) -> dict[str, Any]:
         "type": "classifier",
         "name": "rm",
         "model": model,
-        "device": "cpu",
-        "max_batch_tokens": MAX_BATCH_TOKENS,
+        "device": Path(model).name,
+        "max_batch_tokens": MAX_BATCH_TOKENS[Path(model).name],
         "timeout_s": 120,
     }
 
@@ -178,7 +184,8 @@ class Offline(InProcess):
         groups = list(itertools.islice(self._groups, 2 * settings.callers))
         began = (time.perf_counter(), time.process_time())
         samples = [sample for group in groups for sample in self.samples(group)]
-        for batch in batches([sample.tokens for sample in samples], MAX_BATCH_TOKENS, self.scorer.pads):
+        limit, pads = self.scorer.max_batch_tokens, self.scorer.pads
+        for batch in batches([sample.tokens for sample in samples], limit, pads):
             self.compute([samples[row] for row in batch])
         return self.ended(len(samples), began)
 

@@ -248,6 +248,33 @@ async def test_a_batch_beyond_the_limit_fails_and_its_device_is_left_until_it_en
         assert made.stats.overdue == 1
 
 
+async def test_a_batch_that_a_device_began_behind_one_that_hangs_fails_with_it_and_one_that_it_did_not_waits() -> None:
+    class Gpu(Model):
+        """It begins each batch at once, as a GPU whose launches run ahead."""
+
+        async def _run(self, job: Job) -> None:
+            job.begin()
+            job.end(await self.compute(job.samples))
+
+    gpu = Gpu()
+    async with batcher(gpu, max_batch_tokens=10, limit_s=LIMIT_S) as made:
+        gpu.gate.clear()
+        tasks = [submit(made, "a" * 10), submit(made, "b" * 10)]
+        errors = [(await task).outputs[0] for task in tasks]
+        assert all(isinstance(error, BatchTimeoutError) for error in errors)
+        assert str(errors[1]) == "the device is busy with a batch that exceeded its limit"
+        gpu.gate.set()
+        await until(lambda: not made.is_overdue)
+        assert (await submit(made, "later")).outputs == [5]
+    model = Model()
+    async with batcher(model, max_batch_tokens=10, limit_s=LIMIT_S) as made:
+        model.gate.clear()
+        tasks = [submit(made, "a" * 10), submit(made, "b" * 10)]
+        assert isinstance((await tasks[0]).outputs[0], BatchTimeoutError)
+        model.gate.set()
+        assert (await tasks[1]).outputs == [10]
+
+
 async def test_with_all_devices_stuck_what_waits_is_given_up_after_one_limit() -> None:
     model = Model()
     async with batcher(model, limit_s=LIMIT_S) as made:

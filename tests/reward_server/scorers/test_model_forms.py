@@ -11,8 +11,10 @@ import pytest
 import torch
 import transformers
 from transformers import AutoConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from packed_attention.attention import observed_calls
+from packed_attention.attention import observed_calls, register
+from packed_attention.varlen import VarlenKernel
 from reward_server.scorers import models as models_module
 from reward_server.scorers.model_batches import HostBatch, few_lengths
 from reward_server.scorers.model_trial import Trial
@@ -21,6 +23,7 @@ from reward_server.scorers.registry import build, parse_options
 from reward_server.scorers.text_model import TextModelScorer
 from tests.support.builders import make_group, make_tokenizer
 from tests.support.models import CARRY_STATE, WINDOW_IN_MASK
+from tests.support.varlen import torch_2_12
 
 _SIZES = {
     **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -113,6 +116,29 @@ def test_packed_rows_have_the_scores_of_each_row_alone(
     assert (packed - alone).abs().max() < tolerance * max(1.0, float(alone.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "encoder, first token through a pooler"])
+def test_kernels_of_variable_length_give_the_same_scores(
+    kind: str, scorer_of: Callable[..., TextModelScorer[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+    kernel = VarlenKernel.of(torch_2_12, devices=("cpu",))
+    monkeypatch.setattr(ALL_ATTENTION_FUNCTIONS["sdpa"], "kernel", kernel)
+    scorer = scorer_of(make_classifier(*PACKED[kind]))
+    texts = make_texts()
+    with observed_calls() as calls:
+        packed = scores(scorer, texts)
+    assert {call.path for call in calls} == {"varlen"}
+    assert (packed - one_by_one(scorer, texts)).abs().max() < 1e-5
+
+
+def test_a_window_that_would_take_minutes_to_try_on_a_cpu_is_not_packed_there(
+    scorer_of: Callable[..., TextModelScorer[Any]],
+) -> None:
+    model = make_classifier("mistral", "Sequence", {"sliding_window": 4096, "max_position_embeddings": 32768})
+    assert "since a window of 4096 tokens is too long to be tried on a CPU" in scorer_of(model).notes[0]
+    assert not scorer_of(model, max_length=1024).pads, "no row is as long as the window"
+
+
 @pytest.mark.parametrize("kind", PADDED)
 def test_a_model_whose_rows_would_not_stay_apart_is_padded_and_says_why(
     kind: str, scorer_of: Callable[..., TextModelScorer[Any]]
@@ -149,7 +175,7 @@ Numbers = list[torch.Tensor]
 
 def chosen(run: Callable[[str, list[list[int]]], Numbers], half: bool = False, never_packed: str = "x") -> str:
     config = transformers.Qwen2Config(attn_implementation="sdpa", pad_token_id=0, max_position_embeddings=64)
-    trial = Trial(run, config, torch.device("cpu"), half=half, vocabulary=100, most_tokens=None)
+    trial = Trial(run, config, torch.device("cpu"), (), half=half, vocabulary=100, most_tokens=None)
     return str(trial.choice(never_packed))
 
 
