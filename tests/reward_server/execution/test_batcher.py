@@ -158,14 +158,16 @@ async def test_a_device_is_idle_while_work_waits_and_not_while_there_is_none() -
             return job
 
     now = time.perf_counter()
-    # Idle from its caller's arrival at 1 to 3, busy to 5, none waits until 6, idle to 6.5, busy to 9.
-    times = [(now + 3, now + 5), (now + 6.5, now + 9)]
+    # Idle from its caller's arrival at 1 to 3, busy to 5; none waits until 6, idle to 6.5, busy to 9; the next one came
+    # at 7: idle to 10, busy to 11.
+    times = [(now + 3, now + 5), (now + 6.5, now + 9), (now + 10, now + 11)]
     made = Batcher([Timed(lambda _: asyncio.sleep(0, []))], 100, 30)
     made.start()
     await made.submit(["a"], [1], arrived=now + 1)
     await made.submit(["b"], [1], arrived=now + 6)
-    assert (made.stats.idle_s, made.stats.busy_s) == pytest.approx((2.5, 4.5))
-    assert made.stats.idle == pytest.approx(2.5 / 7)
+    await made.submit(["c"], [1], arrived=now + 7)
+    assert (made.stats.idle_s, made.stats.busy_s) == pytest.approx((3.5, 5.5))
+    assert made.stats.idle == pytest.approx(3.5 / 9)
     await made.close()
 
 
