@@ -254,11 +254,11 @@ class Batcher:
         ended = batch.job.ended or now
         began = batch.job.began or ended
         waited = began - max(device.free_since, min(row.work.arrived for row in batch.rows))
-        took_s = max(0.0, ended - max(began, device.free_since))
-        self.stats.count(batch.rows, self._pads, max(0.0, waited), took_s)
+        busy_s = max(0.0, ended - max(began, device.free_since))
+        self.stats.count(batch.rows, self._pads, max(0.0, waited), busy_s)
         device.free_since = max(device.free_since, ended)
         for work in {row.work for row in batch.rows}:
-            work.compute_s += took_s
+            work.compute_s += ended - began
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         self.stats.failed += len(rows)
