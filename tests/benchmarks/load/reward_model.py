@@ -196,7 +196,7 @@ class Server:
     def __init__(self, name: str, process: subprocess.Popen[str], callers: Sequence[Callable[[Group], Any]]):
         self.name = name
         self._process = process
-        self._callers = callers
+        self.callers = callers
         self._groups = make_groups()
 
     async def turn(self, settings: Settings) -> Turn:
@@ -207,12 +207,12 @@ class Server:
 
         async def loop(caller: int) -> None:
             while time.perf_counter() < until:
-                await self._callers[caller](next(self._groups))
+                await self.callers[caller](next(self._groups))
                 answered.append(caller)
-                if not all_answered.is_set() and len(set(answered)) == len(self._callers):
+                if not all_answered.is_set() and len(set(answered)) == len(self.callers):
                     all_answered.set()
 
-        loops = [asyncio.create_task(loop(caller)) for caller in range(len(self._callers))]
+        loops = [asyncio.create_task(loop(caller)) for caller in range(len(self.callers))]
         await asyncio.wait_for(all_answered.wait(), _TIMEOUT_S)
         began, before, count = time.perf_counter(), self._counts(), len(answered)
         await asyncio.sleep(settings.seconds)
