@@ -14,7 +14,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -47,7 +47,14 @@ _MAX_CALLER = 64
 _OK = grpc.StatusCode.OK.name
 _CANCELLED = grpc.StatusCode.CANCELLED.name
 
-_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+class CallContext(Protocol):
+    """What a call needs of gRPC's context: `grpc.aio.ServicerContext`, or that of another way to this process."""
+
+    def invocation_metadata(self) -> Any: ...
+    def peer(self) -> str: ...
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> None: ...
+    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any, /) -> NoReturn: ...
 
 
 class _Call:
@@ -82,6 +89,7 @@ class RewardService:
         self._metrics = metrics
         self._quotas = quotas
         self._records = records
+        self._methods = {"ScoreGroup": self._score_group, "GetServerInfo": self._get_server_info}
         self._flights = SingleFlight()
         self._tasks: set[asyncio.Task[Any]] = set()  # those that serve calls, up to their responses
         self._calls = 0
@@ -92,13 +100,15 @@ class RewardService:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the methods. They get serialised messages, whose size is known before they are parsed."""
-        methods = {"ScoreGroup": self._score_group, "GetServerInfo": self._get_server_info}
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(functools.partial(self._serve, name, method))
-            for name, method in methods.items()
+            name: grpc.unary_unary_rpc_method_handler(functools.partial(self.call, name)) for name in self._methods
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
         server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+    async def call(self, name: str, request: bytes, context: CallContext) -> bytes:
+        """Serves one call of a method, by its name. An error ends in `context.abort`, which raises."""
+        return await self._serve(name, self._methods[name], request, context)
 
     @property
     def calls(self) -> int:
@@ -165,7 +175,7 @@ class RewardService:
         name: str,
         method: Callable[[bytes, _Call], Awaitable[bytes]],
         request: bytes,
-        context: _Context,
+        context: CallContext,
     ) -> bytes:
         """Counts a call and serves it. An error gets its code; one that is not ours is logged and not told in full."""
         metadata = context.invocation_metadata() or ()
@@ -197,13 +207,12 @@ class RewardService:
         call.code = code.name
         return await _abort(context, code, details, trailers)
 
-    def _begin(self, method: str, context: _Context, metadata: Iterable[tuple[str, Any]]) -> _Call:
+    def _begin(self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]) -> _Call:
         call = _Call(method, _caller_of(context, metadata))
         self._calls += 1
         self._idle.clear()
         self._metrics.call_began(method)
-        # The stub asks for a class of its own where gRPC takes any callable.
-        context.add_done_callback(functools.partial(self._call_ended, call))  # type: ignore[arg-type]
+        context.add_done_callback(functools.partial(self._call_ended, call))
         return call
 
     def _call_ended(self, call: _Call, _: object) -> None:
@@ -230,7 +239,7 @@ async def _traced(
             span.set_attributes(call.group_names)
 
 
-def _caller_of(context: _Context, metadata: Iterable[tuple[str, Any]]) -> str:
+def _caller_of(context: CallContext, metadata: Iterable[tuple[str, Any]]) -> str:
     """The client's own name, or else the address that it connects from."""
     name = next((value for key, value in metadata if key == CALLER_KEY), None)
     return name[:_MAX_CALLER] if isinstance(name, str) else str(context.peer())
@@ -244,7 +253,7 @@ def _trailers(error: RewardServerError) -> tuple[tuple[str, str], ...]:
 
 
 async def _abort(
-    context: _Context, code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...]
+    context: CallContext, code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...]
 ) -> NoReturn:
     text = details.encode("utf-8", "backslashreplace").decode("utf-8")
     text = text if len(text) <= _MAX_DETAILS else f"{text[: _MAX_DETAILS - 1]}…"
