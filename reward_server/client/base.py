@@ -57,7 +57,9 @@ class BaseClient:
         self.endpoint = endpoint if isinstance(endpoint, str) else ",".join(endpoint)
         self.timeout_s = timeout_s
         self._target = target_of(endpoint)
-        self._options = channel_options(self._target)
+        # gRPC's health check carries no metadata, so that a proxy that routes by it answers for no server: Ray Serve's
+        # says NOT_FOUND, and gRPC would take the connection for one to a server that is not well.
+        self._options = channel_options(self._target, checks_health=not metadata)
         check_target(self._target, tls)
         self._tls = tls
         self._bearer = Bearer(token, token_file)

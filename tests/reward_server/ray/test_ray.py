@@ -1,0 +1,263 @@
+"""The service on a Ray cluster of two nodes, behind Ray's proxy: what users have of a plain server stays.
+
+One cluster serves all of these tests. Each deploys its application, which ends the one before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from reward_server import wire
+from reward_server.client import RewardClient
+from reward_server.errors import CallError, CredentialsError, DeadlineError, GroupTooLargeError, InvalidGroupError
+from reward_server.launch import ServerProcess
+from reward_server.types import Group, GroupScores
+from reward_server.v1 import reward_pb2_grpc as pb_grpc
+from tests.support.builders import make_group
+from tests.support.processes import wait_until
+from tests.support.ray_cluster import RayCluster
+from tests.support.replicas import Load, lengths
+from tests.support.servers import function
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MISBEHAVING = Path(__file__).parents[2] / "support" / "misbehaving.py"
+
+# A scorer on the event loop, one in a worker process that needs a column, one that has nothing to say, one that fails.
+SCORERS = [
+    {"type": "length", "name": "length", "max": 10, "weight": 0.5},
+    function("target_share", weight=2.0),
+    function("never"),
+    function("raises"),
+]
+
+
+def waiting(seconds: float, **kwargs: Any) -> dict[str, Any]:
+    """A scorer that takes so many seconds, and says in which process it ran."""
+    kwargs = {"seconds": seconds, **kwargs}
+    factory = f"{MISBEHAVING}:make_waiting"
+    return {"type": "function", "name": "waiting", "function": factory, "factory": True, "kwargs": kwargs}
+
+
+def application(*scorers: dict[str, Any], name: str = "rewards", replicas: int = 1, **config: Any) -> dict[str, Any]:
+    """An application of a Serve file, whose configuration is its deployment's user_config."""
+    user_config = {"scorers": list(scorers), "workers": 1, **config}
+    deployment = {"name": "RewardServer", "num_replicas": replicas, "user_config": user_config}
+    return {
+        "name": name,
+        "route_prefix": f"/{name}",
+        "import_path": "reward_server.ray:app",
+        "deployments": [deployment],
+    }
+
+
+def split(*scorers: dict[str, Any], name: str) -> dict[str, Any]:
+    args = {"split": True, "config": {"scorers": list(scorers), "workers": 1}}
+    return {"name": name, "route_prefix": f"/{name}", "import_path": "reward_server.ray:app", "args": args}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    started = RayCluster()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def deploy(cluster: RayCluster) -> Callable[..., None]:
+    """Deploys these applications and waits for them."""
+
+    def wait(*applications: dict[str, Any], replicas: int | None = None) -> None:
+        cluster.deploy(*applications)
+        for one in applications:
+            cluster.wait_for(one["name"], replicas)
+
+    return wait
+
+
+Deploy = Callable[..., None]
+
+
+def without_times(scores: GroupScores) -> GroupScores:
+    return dataclasses.replace(scores, queued_s=0.0, compute_s=0.0)
+
+
+def pids_of(load: Load) -> set[int]:
+    """The replicas that scored."""
+    return {future.result().scorers[0].extra["pid"][0] for future in load.futures.values()}
+
+
+# ---------------------------------------------------------------------------------------------------------- the answers
+
+
+def test_answers_whole_and_split_are_those_of_a_plain_server(
+    cluster: RayCluster, deploy: Deploy, serve: Callable[..., ServerProcess]
+) -> None:
+    plain = serve(*SCORERS).endpoint
+    deploy(application(*SCORERS, name="whole"), split(*SCORERS, name="split"))
+    groups = [
+        make_group(["a", "bb", ""], columns={"target": "a"}, group_id="of all"),
+        make_group(["a"], columns={"target": "b"}, group_id="of two", scorers=("target_share", "length")),
+    ]
+    with RewardClient(plain) as client:
+        info, answers = client.connect(10), [without_times(client.score(group)) for group in groups]
+    assert [len(answer.scorers) for answer in answers] == [4, 2]
+    for name in ("whole", "split"):
+        with RewardClient(cluster.endpoint, timeout_s=30, metadata={"application": name}) as client:
+            assert client.connect(10) == info
+            assert [without_times(client.score(group)) for group in groups] == answers
+            refuses(client, make_group(["a"]), InvalidGroupError, "needs the column 'target'")
+            refuses(client, make_group(["a"], scorers=("lenth",)), InvalidGroupError, "did you mean 'length'")
+
+    with RewardClient(cluster.endpoint, metadata={"application": "other"}) as client:
+        refuses(client, make_group(["a"]), CallError, "no such application .* 'other' not found")
+
+
+def refuses(client: RewardClient, group: Group, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        client.score(group)
+
+
+def test_credentials_limits_quotas_and_records_are_those_of_the_configuration(
+    cluster: RayCluster, deploy: Deploy, tmp_path: Path
+) -> None:
+    tokens, records = tmp_path / "tokens", tmp_path / "records.jsonl"
+    tokens.write_text("team: old\n")
+    deploy(
+        application(
+            {"type": "length", "name": "length", "max": 10},
+            tokens_file=str(tokens),
+            quotas={"team": {"calls_per_minute": 3}},
+            limits={"max_completions": 2},
+            records={"path": str(records)},
+        )
+    )
+    with RewardClient(cluster.endpoint, token="old", timeout_s=20) as client:
+        client.score(make_group(["a"]))
+        refuses(client, make_group(["a"] * 3), GroupTooLargeError, "takes 2: raise limits.max_completions")
+    with RewardClient(cluster.endpoint, timeout_s=20) as client:
+        refuses(client, make_group(["a"]), CredentialsError, "asks for a token")
+    assert wait_until(lambda: records.exists() and '"length"' in records.read_text(), 10)
+
+    code, details, trailers = "OK", "", {}
+    with grpc.insecure_channel(cluster.endpoint) as channel:
+        for number in range(4):
+            request = wire.encode_group(make_group(["a"], group_id=str(number)))
+            call = pb_grpc.RewardServiceStub(channel).ScoreGroup
+            try:
+                call(request, timeout=10, metadata=(("authorization", "Bearer old"),))
+            except grpc.RpcError as error:
+                code, details, trailers = error.code().name, error.details(), dict(error.trailing_metadata())
+    assert code == "RESOURCE_EXHAUSTED"
+    assert "over its quota of 3 calls a minute" in details
+    assert 0 < int(trailers["grpc-retry-pushback-ms"]) <= 60_000, "the time to wait is lost on the way"
+
+    tokens.write_text("team: new\n")
+    with RewardClient(cluster.endpoint, token="old", timeout_s=20) as client:
+        refuses(client, make_group(["a"]), CredentialsError, "the token is not one of this server's")
+
+
+def test_a_call_that_is_given_up_is_cancelled_in_the_replica(
+    cluster: RayCluster, deploy: Deploy, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    deploy(
+        application(waiting(600, notes=str(notes)), name="whole"), split(waiting(600, notes=str(notes)), name="split")
+    )
+    for name in ("whole", "split"):
+        notes.write_text("")
+        with RewardClient(cluster.endpoint, metadata={"application": name}) as client:
+            with pytest.raises(DeadlineError, match=r"within 2 s"):
+                client.score(make_group(["a"]), timeout_s=2)
+        assert wait_until(lambda: notes.read_text().split() == ["begun", "cancelled"], 10), (name, notes.read_text())
+
+
+# ---------------------------------------------------------------------------------------------------- replicas come, go
+
+
+def test_a_replica_and_a_node_that_are_killed_in_a_call_lose_nothing(cluster: RayCluster, deploy: Deploy) -> None:
+    cluster.add_worker_node()
+    deploy(application(waiting(0.5), replicas=4), replicas=4)
+    replicas = cluster.replicas("rewards")
+    assert len({replica["node"] for replica in replicas}) == 2
+    with RewardClient(cluster.endpoint) as client:
+        client.score(make_group(["a"]))
+        for kill in (lambda: os.kill(replicas[0]["pid"], signal.SIGKILL), cluster.kill_worker_node):
+            before = client.counts.retries
+            load = Load(client, timeout_s=60).submit(40)
+            time.sleep(0.3)
+            kill()
+            load.finish()
+            assert not load.errors()
+            assert not load.wrong(lengths)
+            assert client.counts.retries > before, "no call was cut"
+
+
+def test_four_replicas_take_the_load_of_one_and_give_it_back(cluster: RayCluster, deploy: Deploy) -> None:
+    deploy(application(waiting(0.05)), replicas=1)
+    with RewardClient(cluster.endpoint, timeout_s=60) as client, under_load(client) as answers:
+        for replicas in (4, 1):
+            deploy(application(waiting(0.05), replicas=replicas), replicas=replicas)
+            beginning = len(answers)
+            assert wait_until(lambda beginning=beginning: len(answers) > beginning + 60, 60)  # type: ignore[misc]
+            pids = {answer.scorers[0].extra["pid"][0] for _, _, answer in answers[beginning + 20 :]}
+            assert len(pids) == replicas
+
+
+def test_an_update_under_load_is_one_change_and_a_refused_one_is_none(cluster: RayCluster, deploy: Deploy) -> None:
+    old, new, broken = waiting(0.05), waiting(0.04), {**waiting(0.04), "function": "no_such_module:f"}
+    deploy(application(old, replicas=4), replicas=4)
+    with RewardClient(cluster.endpoint, timeout_s=60) as client:
+        before = client.connect(10).config_digest
+        with under_load(client) as answers:
+            assert wait_until(lambda: len(answers) > 20, 30)
+            deploy(application(new, replicas=4), replicas=4)
+            assert wait_until(lambda: answers[-1][2].config_digest != before, 60)
+            after = answers[-1][2].config_digest
+            deploy(application(broken, replicas=4), replicas=4)
+            beginning = len(answers)
+            assert wait_until(lambda: len(answers) > beginning + 60, 60)
+    assert {answer.config_digest for _, _, answer in answers} == {before, after}
+    changed_at = min(ended for _, ended, answer in answers if answer.config_digest == after)
+    back = [answer for began, _, answer in answers if began > changed_at and answer.config_digest == before]
+    assert not back, f"{len(back)} calls that began after the change were scored by the configuration of before"
+
+
+Answers = list[tuple[float, float, GroupScores]]
+
+
+class under_load:
+    """Eight callers that score one group after another. Fails if a call does. Gives begin, end and scores of each."""
+
+    def __init__(self, client: RewardClient):
+        self._client = client
+        self._done = threading.Event()
+        self._pool = ThreadPoolExecutor(8)
+        self.answers: Answers = []
+
+    def __enter__(self) -> Answers:
+        self._callers = [self._pool.submit(self._call, str(number)) for number in range(8)]
+        return self.answers
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._pool.shutdown()
+        for caller in self._callers:
+            caller.result()
+
+    def _call(self, name: str) -> None:
+        while not self._done.is_set():
+            began = time.monotonic()
+            scores = self._client.score(make_group(["a"], group_id=f"{name} {began}"))
+            self.answers.append((began, time.monotonic(), scores))
