@@ -1,6 +1,6 @@
 """The service on a Ray cluster of two nodes, behind Ray's proxy: what users have of a plain server stays.
 
-One cluster serves all of these tests. Each deploys its application, which ends the one before.
+One cluster serves all of these tests. Each deploys applications of its own names, which ends those before.
 """
 
 from __future__ import annotations
@@ -44,16 +44,15 @@ SCORERS = [
 
 
 def waiting(seconds: float, **kwargs: Any) -> dict[str, Any]:
-    """A scorer that takes so many seconds, and says in which process it ran."""
-    kwargs = {"seconds": seconds, **kwargs}
-    factory = f"{MISBEHAVING}:make_waiting"
-    return {"type": "function", "name": "waiting", "function": factory, "factory": True, "kwargs": kwargs}
+    """A scorer that takes so many seconds on the replica's event loop, and says in which process it ran."""
+    made = {"function": f"{MISBEHAVING}:make_waiting", "factory": True, "kwargs": {"seconds": seconds, **kwargs}}
+    return {"type": "function", "name": "waiting", "place": "loop", **made}
 
 
-def application(*scorers: dict[str, Any], name: str = "rewards", replicas: int = 1, **config: Any) -> dict[str, Any]:
+def application(name: str, *scorers: dict[str, Any], replicas: int = 1, **config: Any) -> dict[str, Any]:
     """An application of a Serve file, whose configuration is its deployment's user_config."""
     user_config = {"scorers": list(scorers), "workers": 1, **config}
-    deployment = {"name": "RewardServer", "num_replicas": replicas, "user_config": user_config}
+    deployment: dict[str, Any] = {"name": "RewardServer", "num_replicas": replicas, "user_config": user_config}
     return {
         "name": name,
         "route_prefix": f"/{name}",
@@ -62,7 +61,7 @@ def application(*scorers: dict[str, Any], name: str = "rewards", replicas: int =
     }
 
 
-def split(*scorers: dict[str, Any], name: str) -> dict[str, Any]:
+def split(name: str, *scorers: dict[str, Any]) -> dict[str, Any]:
     args = {"split": True, "config": {"scorers": list(scorers), "workers": 1}}
     return {"name": name, "route_prefix": f"/{name}", "import_path": "reward_server.ray:app", "args": args}
 
@@ -93,9 +92,13 @@ def without_times(scores: GroupScores) -> GroupScores:
     return dataclasses.replace(scores, queued_s=0.0, compute_s=0.0)
 
 
-def pids_of(load: Load) -> set[int]:
+Answers = list[tuple[float, float, GroupScores]]
+"""When each call began and ended, and its scores."""
+
+
+def pids(answers: Answers) -> set[int]:
     """The replicas that scored."""
-    return {future.result().scorers[0].extra["pid"][0] for future in load.futures.values()}
+    return {answer.scorers[0].extra["pid"][0] for _, _, answer in answers}
 
 
 # ---------------------------------------------------------------------------------------------------------- the answers
@@ -105,7 +108,7 @@ def test_answers_whole_and_split_are_those_of_a_plain_server(
     cluster: RayCluster, deploy: Deploy, serve: Callable[..., ServerProcess]
 ) -> None:
     plain = serve(*SCORERS).endpoint
-    deploy(application(*SCORERS, name="whole"), split(*SCORERS, name="split"))
+    deploy(application("whole", *SCORERS), split("split", *SCORERS))
     groups = [
         make_group(["a", "bb", ""], columns={"target": "a"}, group_id="of all"),
         make_group(["a"], columns={"target": "b"}, group_id="of two", scorers=("target_share", "length")),
@@ -136,6 +139,7 @@ def test_credentials_limits_quotas_and_records_are_those_of_the_configuration(
     tokens.write_text("team: old\n")
     deploy(
         application(
+            "guarded",
             {"type": "length", "name": "length", "max": 10},
             tokens_file=str(tokens),
             quotas={"team": {"calls_per_minute": 3}},
@@ -172,10 +176,9 @@ def test_a_call_that_is_given_up_is_cancelled_in_the_replica(
     cluster: RayCluster, deploy: Deploy, tmp_path: Path
 ) -> None:
     notes = tmp_path / "notes"
-    deploy(
-        application(waiting(600, notes=str(notes)), name="whole"), split(waiting(600, notes=str(notes)), name="split")
-    )
-    for name in ("whole", "split"):
+    endless = waiting(600, notes=str(notes))
+    deploy(application("endless", endless), split("endless-split", endless))
+    for name in ("endless", "endless-split"):
         notes.write_text("")
         with RewardClient(cluster.endpoint, metadata={"application": name}) as client:
             with pytest.raises(DeadlineError, match=r"within 2 s"):
@@ -188,8 +191,8 @@ def test_a_call_that_is_given_up_is_cancelled_in_the_replica(
 
 def test_a_replica_and_a_node_that_are_killed_in_a_call_lose_nothing(cluster: RayCluster, deploy: Deploy) -> None:
     cluster.add_worker_node()
-    deploy(application(waiting(0.5), replicas=4), replicas=4)
-    replicas = cluster.replicas("rewards")
+    deploy(application("killed", waiting(0.5), replicas=4), replicas=4)
+    replicas = cluster.replicas("killed")
     assert len({replica["node"] for replica in replicas}) == 2
     with RewardClient(cluster.endpoint) as client:
         client.score(make_group(["a"]))
@@ -204,28 +207,35 @@ def test_a_replica_and_a_node_that_are_killed_in_a_call_lose_nothing(cluster: Ra
             assert client.counts.retries > before, "no call was cut"
 
 
-def test_four_replicas_take_the_load_of_one_and_give_it_back(cluster: RayCluster, deploy: Deploy) -> None:
-    deploy(application(waiting(0.05)), replicas=1)
-    with RewardClient(cluster.endpoint, timeout_s=60) as client, under_load(client) as answers:
-        for replicas in (4, 1):
-            deploy(application(waiting(0.05), replicas=replicas), replicas=replicas)
-            beginning = len(answers)
-            assert wait_until(lambda beginning=beginning: len(answers) > beginning + 60, 60)  # type: ignore[misc]
-            pids = {answer.scorers[0].extra["pid"][0] for _, _, answer in answers[beginning + 20 :]}
-            assert len(pids) == replicas
+def test_load_brings_four_replicas_and_its_end_takes_them_away_and_no_call_fails(
+    cluster: RayCluster, deploy: Deploy
+) -> None:
+    scaled = application("scaled", waiting(0.3))
+    deployment = scaled["deployments"][0]
+    # Two groups in a replica: twelve callers would need six, and one caller needs one.
+    soon = {"metrics_interval_s": 0.5, "look_back_period_s": 2.0, "upscale_delay_s": 0.5, "downscale_delay_s": 2.0}
+    bounds = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 2}
+    del deployment["num_replicas"]
+    deployment["autoscaling_config"] = bounds | soon
+    deploy(scaled, replicas=1)
+    with RewardClient(cluster.endpoint, timeout_s=60) as client:
+        for callers, replicas in ((12, 4), (1, 1)):
+            with under_load(client, callers) as answers:
+                cluster.wait_for("scaled", replicas)
+                assert wait_until(lambda answers=answers, n=replicas: len(pids(answers[-8 * n :])) == n, 60)  # type: ignore[misc]
 
 
 def test_an_update_under_load_is_one_change_and_a_refused_one_is_none(cluster: RayCluster, deploy: Deploy) -> None:
     old, new, broken = waiting(0.05), waiting(0.04), {**waiting(0.04), "function": "no_such_module:f"}
-    deploy(application(old, replicas=4), replicas=4)
+    deploy(application("updated", old, replicas=4), replicas=4)
     with RewardClient(cluster.endpoint, timeout_s=60) as client:
         before = client.connect(10).config_digest
         with under_load(client) as answers:
             assert wait_until(lambda: len(answers) > 20, 30)
-            deploy(application(new, replicas=4), replicas=4)
+            deploy(application("updated", new, replicas=4), replicas=4)
             assert wait_until(lambda: answers[-1][2].config_digest != before, 60)
             after = answers[-1][2].config_digest
-            deploy(application(broken, replicas=4), replicas=4)
+            deploy(application("updated", broken, replicas=4), replicas=4)
             beginning = len(answers)
             assert wait_until(lambda: len(answers) > beginning + 60, 60)
     assert {answer.config_digest for _, _, answer in answers} == {before, after}
@@ -234,20 +244,18 @@ def test_an_update_under_load_is_one_change_and_a_refused_one_is_none(cluster: R
     assert not back, f"{len(back)} calls that began after the change were scored by the configuration of before"
 
 
-Answers = list[tuple[float, float, GroupScores]]
-
-
 class under_load:
-    """Eight callers that score one group after another. Fails if a call does. Gives begin, end and scores of each."""
+    """Callers that score one group after another while the block lasts. It fails if one of the calls does."""
 
-    def __init__(self, client: RewardClient):
+    def __init__(self, client: RewardClient, callers: int = 8):
         self._client = client
         self._done = threading.Event()
-        self._pool = ThreadPoolExecutor(8)
+        self._pool = ThreadPoolExecutor(callers)
+        self._count = callers
         self.answers: Answers = []
 
     def __enter__(self) -> Answers:
-        self._callers = [self._pool.submit(self._call, str(number)) for number in range(8)]
+        self._callers = [self._pool.submit(self._call, str(number)) for number in range(self._count)]
         return self.answers
 
     def __exit__(self, *_: object) -> None:
