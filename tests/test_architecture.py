@@ -35,6 +35,7 @@ SERVER_ARROWS = {
     | {"addresses", "cache", "config", "execution", "observability", "processes", "scorers", "v1", "wire"},
     "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
     "view": VALUES | {"config", "evaluation", "observability"},
+    "ray": VALUES | {"config", "execution", "observability", "scorers", "serving"},
     "cli": VALUES
     | {"evaluation", "view", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
@@ -165,6 +166,18 @@ def test_the_light_part_loads_neither_torch_nor_trl_nor_httpx(module: str) -> No
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_nothing_but_its_room_imports_ray() -> None:
+    room = ROOT / "reward_server" / "ray"
+    for path in (path for package in PACKAGES for path in files(package)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            is_free = room in path.parents
+            assert is_free or "ray" not in {name.split(".")[0] for name in names}, (
+                f"{path.relative_to(ROOT)} imports Ray"
+            )
 
 
 def test_what_runs_inside_a_sandbox_imports_nothing_but_the_standard_library_and_its_own_folder() -> None:

@@ -19,12 +19,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
-# As docs/ray.md advises, and nothing that leaves this machine or takes a port that another cluster may have.
+# As docs/ray.md advises, but for the half minute for which Ray keeps a replica that takes no more calls.
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
 _ANSWER_TIMEOUT_S = 120
 
@@ -35,7 +34,7 @@ class RayCluster:
     def __init__(self, **environment: str):
         self.port = _free_port()
         self.endpoint = f"127.0.0.1:{self.port}"
-        own = {**ENVIRONMENT, **ports_of_its_own(), **environment}
+        own = {**ENVIRONMENT, **apart(), **environment}
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
@@ -102,14 +101,15 @@ class RayCluster:
         return json.loads(line)
 
 
-def ports_of_its_own() -> dict[str, str]:
-    """The variables that keep a cluster apart from others on this machine.
+def apart() -> dict[str, str]:
+    """The variables that keep a cluster apart from others on this machine, and from the network.
 
     Replicas of two clusters that listen on one port share its connections without an error: Ray (2.60) gives gRPC the
     option that forbids it as text, and gRPC ignores that.
     """
     first = random.randrange(20_000, 30_000, 100)
     return {
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 100),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
