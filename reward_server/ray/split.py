@@ -29,6 +29,9 @@ from reward_server.scorers.base import Result, Scorer
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.types import Group, GroupScores
 
+# The deployments of an application start together, and a large model takes minutes to load.
+_LOAD_TIMEOUT_S = 900.0
+
 
 class Part:
     """A replica of one scorer."""
@@ -87,7 +90,8 @@ class PartExecutor:
     async def load(self) -> ScorerDescription:
         """What its replicas say of the scorer. Raises ScorerLoadError."""
         try:
-            description = await self._part.describe.remote()
+            async with asyncio.timeout(_LOAD_TIMEOUT_S):
+                description = await self._part.describe.remote()
         except Exception as error:
             raise ScorerLoadError(f"the deployment of scorer {self._name!r} does not answer: {error}") from error
         self._digest = digest_of([self._options], [description.version])

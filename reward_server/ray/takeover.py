@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from reward_server.errors import RewardServerError
 from reward_server.ray.configuration import config_of, name_of
+from reward_server.serving.reload import warn_of_ignored_changes
 from reward_server.serving.server import Prepared, RewardServer
 
 log = logging.getLogger("reward_server")
@@ -119,7 +120,7 @@ class Takeover:
     # ---------------------------------------------------------------------------------------------------- every replica
 
     async def _take_over(self, user_config: Any, name: str, leads: bool) -> None:
-        if name not in (self._serving, self._prepared and self._prepared[0]):
+        if name != self._serving and not self._is_prepared(name):
             await self._discard()
             try:
                 self._prepared = (name, await self._server.prepare(config_of(user_config)))
@@ -135,6 +136,7 @@ class Takeover:
     def _switch(self, name: str) -> None:
         if self._is_prepared(name):
             assert self._prepared is not None
+            warn_of_ignored_changes(self._server.config, self._prepared[1].config)
             self._server.switch(self._prepared[1])
             self._serving, self._prepared = name, None
         self._let_go()

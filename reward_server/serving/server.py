@@ -122,6 +122,11 @@ class RewardServer(ManagedServer):
         return self._current.info
 
     @property
+    def config(self) -> ServerConfig:
+        """The configuration that serves."""
+        return self._config
+
+    @property
     def calls(self) -> int:
         """The number of calls in flight."""
         return 0 if self._service is None else self._service.calls

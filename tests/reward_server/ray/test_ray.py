@@ -25,7 +25,7 @@ from reward_server.launch import ServerProcess
 from reward_server.types import Group, GroupScores
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
 from tests.support.builders import make_group
-from tests.support.processes import wait_until
+from tests.support.processes import descendants, is_alive, wait_until
 from tests.support.ray_cluster import RayCluster
 from tests.support.replicas import Load, lengths
 from tests.support.servers import function
@@ -191,8 +191,10 @@ def test_a_call_that_is_given_up_is_cancelled_in_the_replica(
 
 def test_a_replica_and_a_node_that_are_killed_in_a_call_lose_nothing(cluster: RayCluster, deploy: Deploy) -> None:
     cluster.add_worker_node()
-    deploy(application("killed", waiting(0.5), replicas=4), replicas=4)
+    deploy(application("killed", waiting(0.5), function("vowels"), replicas=4), replicas=4)
     replicas = cluster.replicas("killed")
+    workers = descendants(replicas[0]["pid"])
+    assert workers, "no worker process"
     assert len({replica["node"] for replica in replicas}) == 2
     with RewardClient(cluster.endpoint) as client:
         client.score(make_group(["a"]))
@@ -205,6 +207,7 @@ def test_a_replica_and_a_node_that_are_killed_in_a_call_lose_nothing(cluster: Ra
             assert not load.errors()
             assert not load.wrong(lengths)
             assert client.counts.retries > before, "no call was cut"
+    assert wait_until(lambda: not any(map(is_alive, workers)), 10), "its worker processes outlive a replica"
 
 
 def test_load_brings_four_replicas_and_its_end_takes_them_away_and_no_call_fails(
