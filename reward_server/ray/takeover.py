@@ -31,7 +31,7 @@ log = logging.getLogger("reward_server")
 
 # The load of a configuration ends within this time, and so does a takeover.
 _TAKEOVER_TIMEOUT_S = 960.0
-# How long a replica that starts waits for the others to switch. In a roll-out that restarts replicas they never do.
+# How long a replica that starts waits for others that do not prepare what it serves, since Ray replaces them instead.
 _JOIN_TIMEOUT_S = 60.0
 # The leader dies at worst between hold and switch.
 _LONGEST_HOLD_S = 5.0
@@ -40,9 +40,10 @@ _ASK_AGAIN_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Which configurations a replica serves, has prepared and has refused, by their names; "" for none."""
+    """Which configurations a replica serves, prepares, has prepared and has refused, by their names; "" for none."""
 
     serving: str
+    preparing: str = ""
     prepared: str = ""
     refused: str = ""
 
@@ -82,18 +83,20 @@ class Takeover:
             self._task = asyncio.create_task(self._lead_safely(self._wanted))
         deadline = time.monotonic() + _JOIN_TIMEOUT_S
         while time.monotonic() < deadline:
-            if not await self._replicas.running():
+            if await self._replicas.running() == 0:
                 return
             states = await self._states()
-            if all(state.serving == self._serving for state in states):
+            if states and all(state.serving == self._serving for state in states):
                 return
+            if any(self._serving in (state.preparing, state.prepared) for state in states):
+                deadline = time.monotonic() + _JOIN_TIMEOUT_S
             await asyncio.sleep(_ASK_AGAIN_S)
         log.warning("other replicas serve another configuration: a trainer sees two until Ray has replaced them")
 
     def begin(self, user_config: Any, leads: bool) -> None:
         """Prepares a configuration in the background, and switches to it when all replicas have."""
         name = name_of(user_config)
-        if name != self._wanted or (leads and name != self._serving):
+        if name != self._wanted or leads:  # a replica that leads from now on ends what its predecessor began
             if self._task is not None:
                 self._task.cancel()
             self._wanted, self._refused = name, ""
@@ -108,7 +111,8 @@ class Takeover:
         elif command == "release":
             self._let_go()
         prepared = self._prepared[0] if self._prepared else ""
-        return State(self._serving, prepared, self._refused)
+        preparing = "" if self._wanted in (self._serving, prepared, self._refused) else self._wanted
+        return State(self._serving, preparing, prepared, self._refused)
 
     async def close(self) -> None:
         if self._task is not None:
@@ -120,15 +124,20 @@ class Takeover:
     # ---------------------------------------------------------------------------------------------------- every replica
 
     async def _take_over(self, user_config: Any, name: str, leads: bool) -> None:
-        if name != self._serving and not self._is_prepared(name):
+        if not self._is_prepared(name):
             await self._discard()
-            try:
-                self._prepared = (name, await self._server.prepare(config_of(user_config)))
-            except RewardServerError as error:
-                self._refused = name
-                log.error("configuration %s is refused, and the one of before serves on: %s", name, error)
+            if name != self._serving:
+                await self._prepare(user_config, name)
         if leads:
             await self._lead_safely(name)
+
+    async def _prepare(self, user_config: Any, name: str) -> None:
+        try:
+            self._prepared = (name, await self._server.prepare(config_of(user_config)))
+        except Exception as error:
+            self._refused = name
+            is_ours = isinstance(error, RewardServerError)
+            log.error("configuration %s is refused, the old one serves on: %s", name, error, exc_info=not is_ours)
 
     def _is_prepared(self, name: str) -> bool:
         return self._prepared is not None and self._prepared[0] == name

@@ -20,6 +20,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reward_server.client import RewardClient
 from tests.support.ray_cluster import apart
 
 DEFAULT_PORT = "50051"
@@ -96,7 +97,9 @@ class Reader:
             self._serve([*words, "--listen", f"127.0.0.1:{self.port}"], "^on ")
         elif Path(words[0]).name == "serve":
             self._exported |= apart()
-            self._serve(words, "is ready at")
+            self._serve(words, "Submitted deploy config")
+            with RewardClient(f"localhost:{self.port}") as client:
+                client.connect(120)
         else:
             self._run(words, exit_code)
 

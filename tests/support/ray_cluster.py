@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_metrics_report_interval_ms": "1000",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 _ANSWER_TIMEOUT_S = 120
@@ -65,6 +66,10 @@ class RayCluster:
     def replicas(self, application: str) -> list[dict[str, Any]]:
         """Process id and node of the replicas."""
         return self._ask("replicas", application)
+
+    def metrics(self) -> str:
+        """Our lines on Ray's pages of metrics, one page a node."""
+        return self._ask("metrics")
 
     def kill_worker_node(self) -> None:
         """Kills the second node and all that runs on it, as kill -9 does."""

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +71,12 @@ class Commands:
             for name, deployment in deployments.items()
             for replica in deployment["replicas"]
         ]
+
+    def metrics(self) -> str:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        urls = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in nodes]
+        pages = [urllib.request.urlopen(url, timeout=10).read().decode() for url in urls]
+        return "\n".join(line for page in pages for line in page.splitlines() if line.startswith("ray_reward_server"))
 
     def add_worker_node(self) -> str:
         self._worker = self._cluster.add_node(**NODE)

@@ -235,6 +235,28 @@ def test_a_proxy_without_such_an_application_is_named_with_the_way_to_choose_one
             client.score(make_group())
 
 
+def test_connecting_waits_for_an_application_that_a_proxy_does_not_have_yet() -> None:
+    class Starting(Peer):
+        asked = 0
+
+        def GetServerInfo(self, request: Any, context: Any) -> Any:
+            self.asked += 1
+            if self.asked < 3:
+                context.abort(grpc.StatusCode.NOT_FOUND, "Application 'x' not found.")
+            return super().GetServerInfo(request, context)
+
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    port = server.add_insecure_port("127.0.0.1:0")
+    servicer = Starting(lambda request, _: scores_for(request, 1))
+    pb_grpc.add_RewardServiceServicer_to_server(servicer, server)
+    server.start()
+    with RewardClient(f"127.0.0.1:{port}") as client:
+        with pytest.raises(CallError, match="no such application"):
+            client.connect(0.2)
+        assert client.connect(10).server_version == "9.9"
+    server.stop(None).wait(5)
+
+
 def test_a_large_group_is_retried_too() -> None:
     def full_once(request: Any, context: Any) -> Any:
         if servicer.calls == 1:

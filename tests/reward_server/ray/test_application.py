@@ -145,6 +145,7 @@ async def test_nobody_switches_before_all_have_prepared(replicas: Replicas) -> N
     await until(lambda: replicas.all[1].obey("tell", "").prepared == name_of(NEW))
     await asyncio.sleep(0.5)  # the leader has asked twice
     assert replicas.digests() == before
+    assert "hold" not in replicas.asked
     replicas.begin(NEW, 2)
     await until(lambda: replicas.digests()[0] != before[0])
     assert len(set(replicas.digests())) == 1
@@ -175,6 +176,10 @@ async def test_what_one_refuses_all_refuse_and_the_next_is_taken(replicas: Repli
     before = replicas.digests()
     replicas.begin(BROKEN)
     await until(lambda: all(one.obey("tell", "").refused == name_of(BROKEN) for one in replicas.all))
+    await asyncio.sleep(0.3)
+    asked = len(replicas.asked)
+    await asyncio.sleep(0.5)
+    assert len(replicas.asked) == asked, "the leader goes on"
     assert "hold" not in replicas.asked
     assert replicas.digests() == before
     replicas.begin(NEW)

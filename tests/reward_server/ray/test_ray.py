@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import threading
 import time
@@ -132,7 +133,7 @@ def refuses(client: RewardClient, group: Group, error: type[Exception], message:
         client.score(group)
 
 
-def test_credentials_limits_quotas_and_records_are_those_of_the_configuration(
+def test_credentials_limits_quotas_records_and_metrics_are_those_of_the_configuration(
     cluster: RayCluster, deploy: Deploy, tmp_path: Path
 ) -> None:
     tokens, records = tmp_path / "tokens", tmp_path / "records.jsonl"
@@ -170,6 +171,9 @@ def test_credentials_limits_quotas_and_records_are_those_of_the_configuration(
     tokens.write_text("team: new\n")
     with RewardClient(cluster.endpoint, token="old", timeout_s=20) as client:
         refuses(client, make_group(["a"]), CredentialsError, "the token is not one of this server's")
+
+    counted = r'ray_reward_server_scores_total\{[^}]*application="guarded"[^}]*scorer="length",status="OK"\} 3\.0'
+    assert wait_until(lambda: re.search(counted, cluster.metrics()) is not None, 30), cluster.metrics()
 
 
 def test_a_call_that_is_given_up_is_cancelled_in_the_replica(
