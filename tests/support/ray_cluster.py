@@ -19,12 +19,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
-# As docs/ray.md advises, but for the half minute for which Ray keeps a replica that takes no more calls.
+# As docs/ray.md advises.
 ENVIRONMENT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_metrics_report_interval_ms": "1000",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
 }
 _ANSWER_TIMEOUT_S = 120
 
@@ -107,7 +106,7 @@ class RayCluster:
 
 
 def apart() -> dict[str, str]:
-    """The variables that keep a cluster apart from others on this machine, and from the network.
+    """The variables that keep a cluster apart from others on this machine and from the network, and let it end soon.
 
     Replicas of two clusters that listen on one port share its connections without an error: Ray (2.60) gives gRPC the
     option that forbids it as text, and gRPC ignores that.
@@ -115,6 +114,7 @@ def apart() -> dict[str, str]:
     first = random.randrange(20_000, 30_000, 100)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 100),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),

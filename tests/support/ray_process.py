@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
+
+from tests.support.processes import descendants
 
 SERVICER = "reward_server.v1.reward_pb2_grpc.add_RewardServiceServicer_to_server"
 # The cores are promised, not there: what the tests start is small.
@@ -83,6 +86,10 @@ class Commands:
         return self._worker.node_id
 
     def kill_worker_node(self) -> None:
+        own = [one.process.pid for processes in self._worker.all_processes.values() for one in processes]
+        for pid in set(own).union(*map(descendants, own)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._cluster.remove_node(self._worker, allow_graceful=False)
 
 

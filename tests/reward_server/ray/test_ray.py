@@ -195,7 +195,7 @@ def test_a_call_that_is_given_up_is_cancelled_in_the_replica(
 
 def test_a_replica_and_a_node_that_are_killed_in_a_call_lose_nothing(cluster: RayCluster, deploy: Deploy) -> None:
     cluster.add_worker_node()
-    deploy(application("killed", waiting(0.5), function("vowels"), replicas=4), replicas=4)
+    deploy(application("killed", waiting(1.0), function("vowels"), replicas=4), replicas=4)
     replicas = cluster.replicas("killed")
     workers = descendants(replicas[0]["pid"])
     assert workers, "no worker process"
