@@ -36,11 +36,7 @@ class Siblings:
         states = await in_thread(self._states)
         return None if states.get("UPDATING") else states.get("RUNNING", 0)
 
-    def _states(self) -> dict[str, int]:
+    def _states(self) -> dict[Any, int]:
         application = serve.status().applications.get(self._application)
         deployment = application and application.deployments.get(self._deployment)
-        return (
-            {str(getattr(state, "value", state)): count for state, count in deployment.replica_states.items()}
-            if deployment
-            else {}
-        )
+        return dict(deployment.replica_states) if deployment else {}

@@ -13,7 +13,8 @@ import asyncio
 import dataclasses
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+import grpc
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -103,10 +104,10 @@ class PartExecutor:
             scores = await self._part.score.remote(dataclasses.replace(group, scorers=()), current_caller.get())
         except BackPressureError as error:
             raise OverloadedError(f"scorer {self._name!r} is full: {error}") from error
-        except (RayActorError, DeploymentUnavailableError) as error:
-            raise UnavailableError(f"a replica of scorer {self._name!r} is gone: {type(error).__name__}") from error
-        except RayTaskError as error:
+        except RayTaskError as error:  # what the part raised
             raise error.cause from error
+        except (RayError, grpc.RpcError, DeploymentUnavailableError) as error:  # what became of its replica
+            raise UnavailableError(f"a replica of scorer {self._name!r} is gone: {type(error).__name__}") from error
         if scores.config_digest != self._digest:
             raise UnavailableError(
                 f"scorer {self._name!r} is being replaced by another version; if it stays so, deploy the application "

@@ -35,9 +35,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MISBEHAVING = Path(__file__).parents[2] / "support" / "misbehaving.py"
 
+LENGTH = {"type": "length", "name": "length", "max": 10}
 # A scorer on the event loop, one in a worker process that needs a column, one that has nothing to say, one that fails.
 SCORERS = [
-    {"type": "length", "name": "length", "max": 10, "weight": 0.5},
+    {**LENGTH, "weight": 0.5},
     function("target_share", weight=2.0),
     function("never"),
     function("raises"),
@@ -141,7 +142,7 @@ def test_credentials_limits_quotas_records_and_metrics_are_those_of_the_configur
     deploy(
         application(
             "guarded",
-            {"type": "length", "name": "length", "max": 10},
+            LENGTH,
             tokens_file=str(tokens),
             quotas={"team": {"calls_per_minute": 3}},
             limits={"max_completions": 2},
@@ -212,6 +213,19 @@ def test_a_replica_and_a_node_that_are_killed_in_a_call_lose_nothing(cluster: Ra
             assert not load.wrong(lengths)
             assert client.counts.retries > before, "no call was cut"
     assert wait_until(lambda: not any(map(is_alive, workers)), 10), "its worker processes outlive a replica"
+
+
+def test_a_replica_of_one_scorer_that_is_killed_in_a_call_loses_nothing(cluster: RayCluster, deploy: Deploy) -> None:
+    deploy({**split("parts", LENGTH, waiting(1.0)), "deployments": [{"name": "waiting", "num_replicas": 2}]})
+    victim = next(replica for replica in cluster.replicas("parts") if replica["deployment"] == "waiting")
+    with RewardClient(cluster.endpoint) as client:
+        load = Load(client, timeout_s=60).submit(20)
+        time.sleep(0.5)
+        os.kill(victim["pid"], signal.SIGKILL)
+        load.finish()
+        assert not load.errors()
+        assert {len(future.result().scorers) for future in load.futures.values()} == {2}
+        assert client.counts.retries > 0, "no call was cut"
 
 
 def test_load_brings_four_replicas_and_its_end_takes_them_away_and_no_call_fails(
