@@ -25,7 +25,7 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[train,deepspeed,server,relevance,view,dev]'
+	$(PIP) --editable '.[train,deepspeed,server,relevance,view,ray,dev]'
 	touch $@
 
 # Two processes of tests: half of a test's time is waiting for something that it started.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ SERVER_ARROWS = {
     },
     "evaluation": VALUES | {"client", "config", "observability", "scorers", "serving"},
     "view": VALUES | {"config", "evaluation", "observability"},
+    "ray": VALUES | {"config", "execution", "observability", "scorers", "serving"},
     "cli": VALUES
     | {"evaluation", "view", "addresses", "client", "config", "launch", "observability", "scorers", "serving"},
 }
@@ -178,6 +180,14 @@ def test_the_light_part_loads_neither_torch_nor_trl_nor_httpx(module: str) -> No
     code = f"import {module}, sys; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_nothing_but_its_room_imports_ray() -> None:
+    room = ROOT / "reward_server" / "ray"
+    importing = re.compile(r"^ *(import|from) (reward_server\.)?ray\b", re.MULTILINE)
+    for path in (path for package in PACKAGES for path in files(package)):
+        assert room in path.parents or not importing.search(path.read_text()), f"{path.relative_to(ROOT)} imports Ray"
+    assert any(importing.search(path.read_text()) for path in files("reward_server/ray"))
 
 
 def test_what_runs_inside_a_sandbox_imports_nothing_but_the_standard_library_and_its_own_folder() -> None:

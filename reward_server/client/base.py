@@ -7,8 +7,9 @@ does) and decides nothing about retries (`retries` does).
 from __future__ import annotations
 
 import os
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from reward_server.client.retries import HedgeAfter, check_hedge
 from reward_server.client.targets import Endpoint, channel_options, proxy_of, target_of
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
 from reward_server.v1 import reward_pb2 as pb
+
+_CALLER_KEY = "reward-caller"
+_OWN_KEYS = ("authorization", _CALLER_KEY)
 
 
 class BaseClient:
@@ -34,6 +38,7 @@ class BaseClient:
         token: str | None = None,
         token_file: str | Path | None = None,
         tls: ClientTLS | None = None,
+        metadata: Mapping[str, str] | None = None,
     ):
         """`timeout_s` is the deadline of a call that is given none; it includes the retries.
 
@@ -43,16 +48,22 @@ class BaseClient:
         `hedge_after_s` sends a call to another replica as well when it has taken that many seconds, or longer than 95
         of 100 calls so far ("p95"). The first answer wins, and the other call is cancelled.
 
-        Raises ConfigError for an endpoint, a token or a certificate that cannot be used.
+        `metadata` goes with each call, for what lies between: a proxy that routes by it, as Ray Serve's does by
+        `application`.
+
+        Raises ConfigError for an endpoint, a token, a certificate or metadata that cannot be used.
         """
         self._hedge_after_s = check_hedge(hedge_after_s)
         self.endpoint = endpoint if isinstance(endpoint, str) else ",".join(endpoint)
         self.timeout_s = timeout_s
         self._target = target_of(endpoint)
-        self._options = channel_options(self._target)
+        # gRPC's health check carries no metadata, so that a proxy that routes by it answers for no server: Ray Serve's
+        # says NOT_FOUND, and gRPC would take the connection for one to a server that is not well.
+        self._options = channel_options(self._target, checks_health=not metadata)
         check_target(self._target, tls)
         self._tls = tls
         self._bearer = Bearer(token, token_file)
+        self._metadata = _checked(metadata or {})
         self._name = uuid.uuid4().hex
         self._limits: Limits | None = None
         self._set_up()
@@ -63,7 +74,8 @@ class BaseClient:
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The metadata of a call: the token, and the caller's name, by which a busy server is fair between ranks."""
-        return (*(self._bearer.metadata() or ()), ("reward-caller", f"{self._name}-{os.getpid()}"))
+        own = (*(self._bearer.metadata() or ()), (_CALLER_KEY, f"{self._name}-{os.getpid()}"))
+        return (*own, *self._metadata)
 
     def encode(self, group: Group) -> pb.ScoreGroupRequest:
         """A group as a request. Raises InvalidGroupError, and GroupTooLargeError beyond the server's known limit."""
@@ -130,6 +142,9 @@ class BaseClient:
             return errors.UnavailableError(
                 f"no reward service answers at {self.endpoint}: {details}{self._proxy_hint()}"
             )
+        if code is grpc.StatusCode.NOT_FOUND:  # Ray Serve's proxy says so
+            hint = 'an application among several is chosen by metadata={"application": NAME}'
+            return errors.CallError(f"there is no such application at {self.endpoint}: {details}; {hint}", code)
         if code is grpc.StatusCode.CANCELLED:
             return errors.CallError(f"the call to {self.endpoint} was cancelled: {details}", code)
         return errors.error_of(code, f"{self.endpoint}: {details}")
@@ -139,6 +154,19 @@ class BaseClient:
         if proxy is None:
             return ""
         return f"; the connection goes through the proxy of {proxy}: to connect directly, add the host to no_proxy"
+
+
+def _checked(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The pairs. Raises ConfigError for a key or a value that gRPC refuses or that is the client's own."""
+    for key, value in metadata.items():
+        if not re.fullmatch(r"[a-z0-9_.-]+", key) or key.startswith("grpc-") or key in _OWN_KEYS:
+            raise errors.ConfigError(
+                f"metadata[{key!r}]: a key is lower-case letters, digits, `-`, `_` and `.`, does not begin with grpc-, "
+                f"and is none of {', '.join(_OWN_KEYS)}, which the client sets"
+            )
+        if not isinstance(value, str) or not re.fullmatch(r"[ -~]*", value):
+            raise errors.ConfigError(f"metadata[{key!r}] = {value!r:.80}: a value is printable ASCII")
+    return tuple(metadata.items())
 
 
 def span_attributes(group: Group) -> dict[str, str | int]:

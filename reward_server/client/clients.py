@@ -64,7 +64,7 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         try:
-            return self.info(timeout_s)
+            return self._info_of_an_application(deadline)
         except errors.UnavailableError as error:
             if handshake_failure(str(error)) is not None:  # waiting would not help
                 raise
@@ -74,7 +74,17 @@ class RewardClient(BaseClient):
             ready.result(timeout=max(0.0, deadline - time.monotonic()))
         except grpc.FutureTimeoutError:
             raise errors.UnavailableError(f"waited {timeout_s:g} s: {reason}{self.hint(str(reason))}") from reason
-        return self.info(max(0.1, deadline - time.monotonic()))
+        return self._info_of_an_application(deadline)
+
+    def _info_of_an_application(self, deadline: float) -> ServerInfo:
+        """The server's info. Asks again where a proxy answers and the application behind it is still starting."""
+        while True:
+            try:
+                return self.info(max(0.1, deadline - time.monotonic()))
+            except errors.CallError as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND or time.monotonic() + _ASK_AGAIN_S > deadline:
+                    raise
+            time.sleep(_ASK_AGAIN_S)
 
     def info(self, timeout_s: float | None = None) -> ServerInfo:
         """The server's info. Raises UnavailableError at once, with the reason, if no server answers."""
@@ -145,6 +155,7 @@ class RewardClient(BaseClient):
 
 
 _CANCELLED = grpc.StatusCode.CANCELLED
+_ASK_AGAIN_S = 0.5
 
 
 class _Session:

@@ -71,9 +71,11 @@ def target_of(endpoint: Endpoint) -> str:
     return "ipv4:" + ",".join(address for name in endpoints for address in _addresses(name))
 
 
-def channel_options(target: str) -> tuple[tuple[str, str | int], ...]:
+def channel_options(target: str, checks_health: bool = True) -> tuple[tuple[str, str | int], ...]:
     """The options of a channel to the target. A proxy is used only where one can work: see `_may_use_proxy`."""
-    return _OPTIONS if _may_use_proxy(target) else (*_OPTIONS, ("grpc.enable_http_proxy", 0))
+    proxy = () if _may_use_proxy(target) else (("grpc.enable_http_proxy", 0),)
+    health = () if checks_health else (("grpc.inhibit_health_checking", 1),)
+    return (*_OPTIONS, *proxy, *health)
 
 
 def proxy_of(target: str, environment: Mapping[str, str] = os.environ) -> str | None:

@@ -96,7 +96,12 @@ class _Held:
         log.info("the last group of configuration %s is done, and its scorers are closed", _short(self.scorers))
 
 
-async def loaded_and_tested(config: ServerConfig, sample: Group | None, example: Group | None = None) -> ScorerSet:
+async def loaded_and_tested(
+    config: ServerConfig,
+    sample: Group | None,
+    example: Group | None = None,
+    make: Callable[[ServerConfig], ScorerSet] = ScorerSet,
+) -> ScorerSet:
     """Loads the scorers of a configuration, and tests that they score the sample.
 
     Without a sample, each scorer has to score one of several groups: the `example`, which is a group that was scored
@@ -104,7 +109,7 @@ async def loaded_and_tested(config: ServerConfig, sample: Group | None, example:
 
     Raises ConfigError or ScorerLoadError; then everything that was started has ended.
     """
-    scorers = ScorerSet(config)
+    scorers = make(config)
     try:
         async with asyncio.timeout(_LOAD_TIMEOUT_S):
             await scorers.load()

@@ -16,7 +16,7 @@ Legend: S scorers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from reward_server import __version__
 from reward_server.cache.cache import Cache
@@ -26,6 +26,7 @@ from reward_server.errors import GroupTooLargeError, InvalidGroupError
 from reward_server.execution.batch_executor import BatchExecutor
 from reward_server.execution.batcher import Batcher
 from reward_server.execution.composite_executor import CompositeExecutor
+from reward_server.execution.executors import ScorerExecutor
 from reward_server.execution.tasks import all_of
 from reward_server.execution.worker_pool import WorkerPool
 from reward_server.observability.metrics import Metrics, Source
@@ -42,15 +43,22 @@ log = logging.getLogger("reward_server")
 class ScorerSet:
     """S scorers, each with its executors."""
 
-    def __init__(self, config: ServerConfig, keep: bool = True):
-        """With `keep` false nothing outlives a group: there is no cache, and composites do not save statistics."""
+    def __init__(
+        self, config: ServerConfig, keep: bool = True, elsewhere: Callable[[Scorer], ScorerExecutor] | None = None
+    ):
+        """With `keep` false nothing outlives a group: there is no cache, and composites do not save statistics.
+
+        With `elsewhere` no scorer is loaded in this process: it gives the executor that reaches a scorer where it runs.
+        """
         self._config = config
         self._keep = keep
+        self._elsewhere = elsewhere
         self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
         self._scorers = [build(options) for options in config.scorers]
-        in_workers = [scorer.options for scorer in _with_parts(self._scorers) if scorer.place is ExecutorKind.WORKER]
+        here = list(_with_parts(self._scorers)) if elsewhere is None else []
+        in_workers = [scorer.options for scorer in here if scorer.place is ExecutorKind.WORKER]
         self._pool = WorkerPool(in_workers, config.workers, config.worker_memory_bytes) if in_workers else None
-        self.cache = _cache(config) if keep else None
+        self.cache = _cache(config) if keep and here else None
         """None if it is off."""
         self._loaded: list[ServedScorer] = []
         """Parts of composites too, before their composite."""
@@ -169,7 +177,10 @@ class ScorerSet:
         return [served for served in self._served if served.info.name in group.scorers]
 
     async def _serve(self, scorer: Scorer) -> ServedScorer:
-        if isinstance(scorer, CompositeScorer):  # its parts are cached, and it takes no time beyond them
+        if self._elsewhere is not None:
+            remote = self._elsewhere(scorer)
+            served = ServedScorer(scorer, remote, await remote.load(), cache=None)
+        elif isinstance(scorer, CompositeScorer):  # its parts are cached, and it takes no time beyond them
             composite = CompositeExecutor(scorer, [await self._serve(part) for part in scorer.parts], self._keep)
             served = ServedScorer(scorer, composite, await composite.load(), cache=None)
         else:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,17 +86,26 @@ _STATUS_GRACE_S = 0.5
 class RewardServer(ManagedServer):
     """One server process, of one configuration at a time."""
 
-    def __init__(self, config: ServerConfig, sample: Group | None = None, places: Places | None = None):
-        """A reload tests the new configuration on `sample`, or on a made-up sample if that is None. With `places`,
-        other processes listen on the same ports, and the completions of a group meet at one of them.
+    def __init__(
+        self,
+        config: ServerConfig,
+        sample: Group | None = None,
+        places: Places | None = None,
+        make_scorers: Callable[[ServerConfig], ScorerSet] = ScorerSet,
+    ):
+        """A reload tests the new configuration on `sample`, or on a made-up sample if that is None. With
+        `places`, other processes listen on the same ports, and the completions of a group meet at one of them.
+        `make_scorers` makes the scorers of each configuration.
 
         Raises ConfigError for credentials that cannot be used and for addresses that cannot be read or are not safe.
         """
         super().__init__(config, sample)
         self._places = places
+        self._peers: Peers | None = None
         self._addresses = [parse_address(text) for text in config.listen]
         self._security.refuse_exposed(self._addresses)
-        self._current = CurrentScorers(ScorerSet(config))
+        self._make_scorers = make_scorers
+        self._current = CurrentScorers(make_scorers(config))
         self._admission = Admission(config.limits.max_queued_completions, config.limits.max_queued_bytes)
         self.metrics = Metrics()
         self._make_page(self.metrics.registry())
@@ -113,6 +122,11 @@ class RewardServer(ManagedServer):
     @property
     def info(self) -> ServerInfo:
         return self._current.info
+
+    @property
+    def config(self) -> ServerConfig:
+        """The configuration that serves."""
+        return self._config
 
     @property
     def calls(self) -> int:
@@ -145,9 +159,21 @@ class RewardServer(ManagedServer):
 
     async def listen(self) -> None:
         """Does the second half of startup: binds the addresses and takes calls. Raises ConfigError."""
+        service = self.open()
+        self._grpc = grpc.aio.server(options=self._grpc_options())
+        service.add_to(self._grpc)
+        await self._add_standard_services(self._grpc)
+        for address in self._addresses:
+            self._bound.append((address, address.bind(self._grpc, self._security.tls)))
+        if self._peers is not None:
+            self._peers.address.bind(self._grpc)
+        await self._grpc.start()
+
+    def open(self) -> RewardService:
+        """The service over the loaded scorers. `listen` puts it behind a port of its own."""
         self._current.scorers.observe(self.metrics)
         self.metrics.follow(self._counters)  # only now, since the page is made in another thread
-        peers = None if self._places is None else Peers(self._places, SERVICE_NAME)
+        self._peers = None if self._places is None else Peers(self._places, SERVICE_NAME)
         self._service = RewardService(
             self._current,
             self._security,
@@ -156,16 +182,9 @@ class RewardServer(ManagedServer):
             Quotas(self._config.quotas),
             self._config.limits,
             self._records,
-            peers,
+            self._peers,
         )
-        self._grpc = grpc.aio.server(options=self._grpc_options())
-        self._service.add_to(self._grpc)
-        await self._add_standard_services(self._grpc)
-        for address in self._addresses:
-            self._bound.append((address, address.bind(self._grpc, self._security.tls)))
-        if peers is not None:
-            peers.address.bind(self._grpc)
-        await self._grpc.start()
+        return self._service
 
     def _grpc_options(self) -> tuple[tuple[str, int], ...]:
         message_bytes = min(max(2 * self._config.limits.max_group_bytes, _LEAST_MESSAGE_BYTES), _MOST_MESSAGE_BYTES)
@@ -188,7 +207,8 @@ class RewardServer(ManagedServer):
         Raises ConfigError or ScorerLoadError; then everything that was started for it has ended.
         """
         Security(config)  # raises for files that the next start could not use
-        return Prepared(config, await loaded_and_tested(config, self._sample, self._current.example))
+        scorers = await loaded_and_tested(config, self._sample, self._current.example, self._make_scorers)
+        return Prepared(config, scorers)
 
     def switch(self, prepared: Prepared) -> None:
         """Scores every new group with the prepared configuration. Groups in flight finish on the old one."""

@@ -14,7 +14,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -50,7 +50,15 @@ _MAX_CALLER = 64
 _OK = grpc.StatusCode.OK.name
 _CANCELLED = grpc.StatusCode.CANCELLED.name
 
-_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+class CallContext(Protocol):
+    """What a call needs of gRPC's context: `grpc.aio.ServicerContext`, or that of another way to this process."""
+
+    def invocation_metadata(self) -> Any: ...
+    def peer(self) -> str: ...
+    def time_remaining(self) -> float | None: ...
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> None: ...
+    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any, /) -> NoReturn: ...
 
 
 class _Call:
@@ -58,7 +66,7 @@ class _Call:
 
     __slots__ = ("began", "caller", "code", "context", "group_names", "method", "token_name")
 
-    def __init__(self, method: str, caller: str, context: _Context):
+    def __init__(self, method: str, caller: str, context: CallContext):
         self.method = method
         self.caller = caller
         self.context = context
@@ -93,6 +101,13 @@ class RewardService:
         self._metrics = metrics
         self._quotas = quotas
         self._records = records
+        self._methods = {
+            "ScoreGroup": self._score_group,
+            "ScoreCompletion": self._score_completion,
+            "GetServerInfo": self._get_server_info,
+        }
+        if peers is not None:
+            self._methods[PEER_METHOD] = self._join_cohort
         self._flights = SingleFlight()
         self.samples = Samples(metrics, limits)
         self._peers = peers
@@ -105,19 +120,15 @@ class RewardService:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the methods. They get serialised messages, whose size is known before they are parsed."""
-        methods = {
-            "ScoreGroup": self._score_group,
-            "ScoreCompletion": self._score_completion,
-            "GetServerInfo": self._get_server_info,
-        }
-        if self._peers is not None:
-            methods[PEER_METHOD] = self._join_cohort
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(functools.partial(self._serve, name, method))
-            for name, method in methods.items()
+            name: grpc.unary_unary_rpc_method_handler(functools.partial(self.call, name)) for name in self._methods
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
         server.add_registered_method_handlers(SERVICE_NAME, handlers)
+
+    async def call(self, name: str, request: bytes, context: CallContext) -> bytes:
+        """Serves one call of a method, by its name. An error ends in `context.abort`, which raises."""
+        return await self._serve(name, self._methods[name], request, context)
 
     @property
     def calls(self) -> int:
@@ -165,7 +176,7 @@ class RewardService:
         if self._peers is None or place is None:
             return await self._join_cohort(request, call)
         metadata = call.context.invocation_metadata() or ()
-        return await self._peers.forward(place, request, metadata, call.context.time_remaining())  # type: ignore[arg-type]
+        return await self._peers.forward(place, request, metadata, call.context.time_remaining())
 
     async def _join_cohort(self, request: bytes, call: _Call) -> bytes:
         _refuse_large(request, self._current.scorers)
@@ -211,7 +222,7 @@ class RewardService:
         name: str,
         method: Callable[[bytes, _Call], Awaitable[bytes]],
         request: bytes,
-        context: _Context,
+        context: CallContext,
     ) -> bytes:
         """Counts a call and serves it. An error gets its code; one that is not ours is logged and not told in full."""
         metadata = context.invocation_metadata() or ()
@@ -243,13 +254,12 @@ class RewardService:
         call.code = code.name
         return await _abort(context, code, details, trailers)
 
-    def _begin(self, method: str, context: _Context, metadata: Iterable[tuple[str, Any]]) -> _Call:
+    def _begin(self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]) -> _Call:
         call = _Call(method, _caller_of(context, metadata), context)
         self._calls += 1
         self._idle.clear()
         self._metrics.call_began(method)
-        # The stub asks for a class of its own where gRPC takes any callable.
-        context.add_done_callback(functools.partial(self._call_ended, call))  # type: ignore[arg-type]
+        context.add_done_callback(functools.partial(self._call_ended, call))
         return call
 
     def _call_ended(self, call: _Call, _: object) -> None:
@@ -284,7 +294,7 @@ async def _traced(
             span.set_attributes(call.group_names)
 
 
-def _caller_of(context: _Context, metadata: Iterable[tuple[str, Any]]) -> str:
+def _caller_of(context: CallContext, metadata: Iterable[tuple[str, Any]]) -> str:
     """The client's own name, or else the address that it connects from."""
     name = next((value for key, value in metadata if key == CALLER_KEY), None)
     return name[:_MAX_CALLER] if isinstance(name, str) else str(context.peer())
@@ -298,7 +308,7 @@ def _trailers(error: RewardServerError) -> tuple[tuple[str, str], ...]:
 
 
 async def _abort(
-    context: _Context, code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...]
+    context: CallContext, code: grpc.StatusCode, details: str, trailers: tuple[tuple[str, str], ...]
 ) -> NoReturn:
     text = details.encode("utf-8", "backslashreplace").decode("utf-8")
     text = text if len(text) <= _MAX_DETAILS else f"{text[: _MAX_DETAILS - 1]}…"

@@ -89,3 +89,24 @@ class Sloppy(Scorer):
             "numbers": Result((3.0, *ok[1:])),  # type: ignore[arg-type]
             "extra": Result(ok, {"m": 1.0, "n": "text"}, {"object": [object()] * len(group), "short": [1]}),  # type: ignore[dict-item]
         }[str(group.prompt)]
+
+
+def make_waiting(seconds: float, notes: str | None = None) -> Any:
+    """Scores the length after some seconds, and says which process did; writes `begun` and `cancelled` into `notes`."""
+
+    def note(what: str) -> None:
+        if notes is not None:
+            with Path(notes).open("a") as file:
+                file.write(f"{what}\n")
+
+    async def waiting(completions: list[str], log_extra: Any, **_: Any) -> list[float]:
+        note("begun")
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            note("cancelled")
+            raise
+        log_extra("pid", [os.getpid()] * len(completions))
+        return [float(len(completion)) for completion in completions]
+
+    return waiting

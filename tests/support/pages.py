@@ -12,11 +12,16 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from reward_server.client import RewardClient
+from tests.support.ray_cluster import apart
 
 DEFAULT_PORT = "50051"
 ON_THIS_MACHINE = {"num_generations=8)": "num_generations=8, use_cpu=True, max_completion_length=16)"}  # without a GPU
@@ -65,12 +70,14 @@ def blocks_of(page: Path) -> list[Block]:
 class Reader:
     """Follows a page in a folder of its own: saves its files, then runs its Python and its commands in their order.
 
-    Port 50051 is one that is free. `reward-server serve` goes on in the background until `close`.
+    Port 50051 is one that is free. `reward-server serve` and `serve run` go on in the background until `close`. What a
+    page exports holds for the commands after it.
     """
 
     folder: Path
     port: str = field(default_factory=_free_port)
     _servers: list[subprocess.Popen[str]] = field(default_factory=list)
+    _exported: dict[str, str] = field(default_factory=dict)
 
     def save(self, block: Block) -> None:
         assert block.file is not None
@@ -82,25 +89,42 @@ class Reader:
 
     def run_command(self, command: str, exit_code: int = 0) -> None:
         words = shlex.split(self._here(command), comments=True)
+        if words[0] == "export":
+            self._exported |= dict(word.split("=", 1) for word in words[1:])
+            return
         words[0] = str(Path(sys.executable).parent / words[0])
         if words[1:2] == ["serve"]:
-            self._serve(words)
+            self._serve([*words, "--listen", f"127.0.0.1:{self.port}"], "^on ")
+        elif Path(words[0]).name == "serve":
+            self._exported |= apart()
+            self._serve(words, "Submitted deploy config")
+            with RewardClient(f"localhost:{self.port}") as client:
+                client.connect(120)
         else:
             self._run(words, exit_code)
 
     def close(self) -> None:
         for server in self._servers:
-            server.terminate()
-            server.wait(30)
+            server.send_signal(signal.SIGINT)
+            server.wait(60)
             if server.stdout is not None:
                 server.stdout.close()
 
-    def _serve(self, words: list[str]) -> None:
-        words = [*words, "--listen", f"127.0.0.1:{self.port}"]
-        server = subprocess.Popen(words, cwd=self.folder, env=self._env, stdout=subprocess.PIPE, text=True)
+    def _serve(self, words: list[str], ready: str) -> None:
+        """Starts a server, and returns when it has said that it is ready. A thread reads on, or it would block."""
+        server = subprocess.Popen(
+            words, cwd=self.folder, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         self._servers.append(server)
         assert server.stdout is not None
-        assert any(line.startswith("on ") for line in server.stdout), f"{shlex.join(words)} did not start"
+        said = []
+        for line in server.stdout:
+            said.append(line)
+            if re.search(ready, line):
+                break
+        else:
+            raise AssertionError(f"{shlex.join(words)} did not start:\n{''.join(said)[-3000:]}")
+        threading.Thread(target=server.stdout.read, daemon=True).start()
 
     def _run(self, words: list[str], exit_code: int = 0) -> None:
         run = subprocess.run(
@@ -118,4 +142,4 @@ class Reader:
     def _env(self) -> dict[str, str]:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+        return {**os.environ, **self._exported, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}

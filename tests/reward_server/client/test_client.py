@@ -17,6 +17,7 @@ import pytest
 from reward_server.client import AsyncRewardClient, RewardClient
 from reward_server.errors import (
     CallError,
+    ConfigError,
     DeadlineError,
     GroupTooLargeError,
     InvalidGroupError,
@@ -200,6 +201,60 @@ def test_a_full_server_is_asked_again_and_a_bad_group_is_not() -> None:
         with pytest.raises(InvalidGroupError, match="bad"):
             client.score(make_group())
         assert servicer.calls == 1
+
+
+def test_metadata_goes_with_every_call_beside_the_clients_own() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def note(request: Any, context: Any) -> Any:
+        seen.append(dict(context.invocation_metadata()))
+        return scores_for(request, 2)
+
+    metadata = {"application": "rewards", "x-team": "one two"}
+    with peer(note) as (endpoint, _), RewardClient(endpoint, token="t", metadata=metadata) as client:
+        client.score(make_group())
+    assert seen[0].items() >= {**metadata, "authorization": "Bearer t"}.items()
+    assert "reward-caller" in seen[0]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [({"Application": "a"}, "'Application'"), ({"authorization": "a"}, "authorization"), ({"a": "\n"}, "printable")],
+)
+def test_metadata_that_cannot_travel_or_is_the_clients_own_is_refused(metadata: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        RewardClient("localhost:1", metadata=metadata)
+
+
+def test_a_proxy_without_such_an_application_is_named_with_the_way_to_choose_one() -> None:
+    def unknown(_: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.NOT_FOUND, "Application 'x' not found.")
+
+    with peer(unknown) as (endpoint, _), RewardClient(endpoint) as client:
+        with pytest.raises(CallError, match=r"Application 'x' not found.*metadata=\{\"application\": NAME\}"):
+            client.score(make_group())
+
+
+def test_connecting_waits_for_an_application_that_a_proxy_does_not_have_yet() -> None:
+    class Starting(Peer):
+        asked = 0
+
+        def GetServerInfo(self, request: Any, context: Any) -> Any:
+            self.asked += 1
+            if self.asked < 3:
+                context.abort(grpc.StatusCode.NOT_FOUND, "Application 'x' not found.")
+            return super().GetServerInfo(request, context)
+
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    port = server.add_insecure_port("127.0.0.1:0")
+    servicer = Starting(lambda request, _: scores_for(request, 1))
+    pb_grpc.add_RewardServiceServicer_to_server(servicer, server)
+    server.start()
+    with RewardClient(f"127.0.0.1:{port}") as client:
+        with pytest.raises(CallError, match="no such application"):
+            client.connect(0.2)
+        assert client.connect(10).server_version == "9.9"
+    server.stop(None).wait(5)
 
 
 def test_a_large_group_is_retried_too() -> None:
