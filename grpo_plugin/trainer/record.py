@@ -16,9 +16,10 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from grpo_plugin.config import setting
-from grpo_plugin.rewards.columns import plain, row_columns
+from grpo_plugin.rewards.columns import row_columns
 from grpo_plugin.rewards.recording import RewardRecords, Rows, share_of
 from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
+from reward_server.client.plain import plain
 from reward_server.types import Score
 
 
