@@ -58,6 +58,7 @@ async def test_a_failed_score_raises_and_is_never_a_number(serve: Serve) -> None
     assert len(await good(**rows)) == 2
 
 
+@pytest.mark.oldest_trl
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sync"), [("GRPO", False), ("RLOO", True)])
 def test_a_stock_trainer_learns_the_same_from_the_service_as_from_local_functions(
