@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart setup test test-fast exactness trl-tests lint format docs protos gpu-check bench clean
+.PHONY: help quickstart setup test test-fast test-oldest-trl exactness trl-tests lint format docs protos gpu-check bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.quickstart  ## watch a small model get better, without GPU or network; installs only what that needs
 	$(BIN)/grpo quickstart
@@ -34,6 +34,17 @@ test: setup  ## run every test, in two processes
 
 test-fast: setup  ## run the tests that need no trainer and no ranks: seconds, for while you work
 	$(BIN)/python -m pytest -m 'not slow'
+
+# The oldest that pyproject.toml allows, beside the one in .venv, with all else from there.
+OLDEST_TRL := $(shell sed -n 's/^ *"trl>=\([0-9.]*\)",$$/\1/p' pyproject.toml | head -n 1)
+TRL_FOLDER := build/trl-$(OLDEST_TRL)
+
+$(TRL_FOLDER):
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ "trl==$(OLDEST_TRL)"
+
+test-oldest-trl: setup $(TRL_FOLDER)  ## run the tests that say most of TRL under the oldest that is allowed
+	PYTHONPATH="$(CURDIR)/$(TRL_FOLDER)" $(BIN)/python -m pytest -n 2 --dist worksteal -m oldest_trl \
+		tests/grpo_plugin tests/reward_server/client
 
 # As long as SETTINGS says (a minute for four or so). Another SEED draws others.
 SETTINGS ?= 80

@@ -84,6 +84,10 @@ class ScoringFailedError(RewardServerError, RuntimeError):
     """Scores have failed, and the failure policy does not accept that."""
 
 
+CALLERS_FAULTS = (InvalidGroupError, GroupTooLargeError, WireVersionError, CredentialsError)
+"""Errors of a call that only the caller can mend, and that every later group would have too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table: an error, the code it travels as, and whether a client retries it."""

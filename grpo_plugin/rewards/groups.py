@@ -25,7 +25,7 @@ from typing import Any
 
 from PIL import Image
 
-from grpo_plugin.rewards.columns import plain
+from reward_server.client.plain import plain
 from reward_server.types import Content, Group
 
 

@@ -19,17 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from grpo_plugin.rewards.groups import GroupLayout
-from reward_server.errors import (
-    CredentialsError,
-    DeadlineError,
-    GroupTooLargeError,
-    InvalidGroupError,
-    WireVersionError,
-)
+from reward_server.errors import CALLERS_FAULTS, DeadlineError
 from reward_server.types import GroupScores, Score, ScorerScores, Status
-
-# Errors that every later group would have too; training stops on them whatever the failure policy says.
-_CALLERS_FAULTS = (InvalidGroupError, GroupTooLargeError, WireVersionError, CredentialsError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +32,8 @@ class CallFailure:
 
     @property
     def is_callers_fault(self) -> bool:
-        """Whether the group, the wire or the credentials are at fault, and not the service."""
-        return self.kind in {error.__name__ for error in _CALLERS_FAULTS}
+        """Whether the group, the wire or the credentials are at fault, and not the service: training then stops."""
+        return self.kind in {error.__name__ for error in CALLERS_FAULTS}
 
     @property
     def is_late(self) -> bool:

@@ -28,6 +28,7 @@ from grpo_plugin.rewards.policies import FailurePolicy, drop_small_groups
 # The losses that mean over rows (GRPOTrainer._compute_loss, TRL 1.16, line 3160). `dapo`, `cispo` and `vespo` divide by
 # the generation batch's tokens, `bnpo` by the micro-batch's: there the masks alone are exact.
 ROW_MEAN_LOSSES = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})
+KNOWN_LOSSES = ROW_MEAN_LOSSES | {"dapo", "cispo", "vespo", "bnpo"}
 
 KEPT = "kept"
 ROW_WEIGHT = "row_weight"

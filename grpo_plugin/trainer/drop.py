@@ -65,7 +65,9 @@ class DropFailedTrainer(KLAnchorTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # Leans on TRL 1.16 (grpo_trainer.py:1522): a new generation is a new `_buffered_inputs`, a micro-batch an item.
-        before = self._buffered_inputs
+        before = getattr(
+            self, "_buffered_inputs", None
+        )  # which only a TRL that has moved it lacks: nothing leaves there
         inputs = super()._prepare_inputs(generation_batch)
         if self._dropped_R is not None:
             training = self.model.training

@@ -103,9 +103,9 @@ class LogProbsTrainer(GRPOTrainer):
             input_ids,
             attention_mask,
             logits_to_keep,
-            batch_size,
-            compute_entropy,
-            compute_aux_loss,
+            batch_size=batch_size,  # TRL 1.14 takes only these by keyword
+            compute_entropy=compute_entropy,
+            compute_aux_loss=compute_aux_loss,
             **multimodal,
         )
 
@@ -123,7 +123,9 @@ class LogProbsTrainer(GRPOTrainer):
         key = (id(attention_mask), width, batch_size)
         rows, _ = self._log_prob_rows.get(input_ids, key, make)  # the same for old and for reference log-probabilities
         if rows is None:
-            whole = super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, width, batch_size)
+            whole = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, width, batch_size=batch_size
+            )
             return whole[0]
         own = rows.plan[self._ranks.rank]
         parts = with_packing(rows.parts(self.pad_to_multiple_of), own, rows.table.rows, self._layout)

@@ -16,9 +16,10 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from grpo_plugin.config import setting
-from grpo_plugin.rewards.columns import plain, row_columns
+from grpo_plugin.rewards.columns import row_columns
 from grpo_plugin.rewards.recording import RewardRecords, Rows, share_of
 from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
+from reward_server.client.plain import plain
 from reward_server.types import Score
 
 
@@ -26,7 +27,7 @@ class RecordTrainer(ScoreAheadTrainer):
     """TRL's trainer, which records the groups that it trains on."""
 
     reward_func_names: list[str]
-    eos_token_ids: Sequence[int]
+    _tokenizer: Any
     _reward_records: RewardRecords | None = None
     _generated_ids_N: Sequence[Sequence[int]] = ()
 
@@ -51,7 +52,7 @@ class RecordTrainer(ScoreAheadTrainer):
 
     def _record_rows(self, inputs: list[dict[str, Any]]) -> None:
         """Gathers what TRL has not, on every rank, and records all rows on rank 0."""
-        ended = {*self.eos_token_ids, self.processing_class.pad_token_id}
+        ended = {*self._ending_ids, self.processing_class.pad_token_id}
         chosen = setting(self.args, "reward_columns")
         own = [
             (
@@ -81,6 +82,12 @@ class RecordTrainer(ScoreAheadTrainer):
             dropped,
         )
         self._records_of_run().offer(rows, self.state.global_step, self.num_generations, self._config_digest())
+
+    @property
+    def _ending_ids(self) -> Sequence[int]:
+        """The tokens that end a completion; TRL before 1.14 knows the tokenizer's own alone."""
+        ending: Sequence[int] = getattr(self, "eos_token_ids", None) or [self._tokenizer.eos_token_id]
+        return ending
 
     def _records_of_run(self) -> RewardRecords:
         if self._reward_records is None:

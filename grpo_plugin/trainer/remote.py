@@ -24,7 +24,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
 from grpo_plugin.config import setting
 from grpo_plugin.rewards import provenance
@@ -32,6 +32,7 @@ from grpo_plugin.rewards.checks import check_data, check_functions, check_report
 from grpo_plugin.rewards.connection import Connection, connect, reconnect
 from grpo_plugin.rewards.failures import FailureRate, SkipEmptySteps, StopOnFailures
 from grpo_plugin.rewards.policies import policy_of
+from grpo_plugin.trainer.installed_trl import fit, moved
 from grpo_plugin.trainer.service_scores import RankOf, ServiceScoresTrainer
 from reward_server.errors import ScoringFailedError
 
@@ -58,6 +59,8 @@ class RemoteGRPOTrainer(ServiceScoresTrainer):
     the term over what π_old samples is then exactly KL(π_θ‖π_old):
 
         E[ (π_θ/π_old) · ( π_old/π_θ + log( π_θ/π_old ) − 1 ) ] = 1 + KL(π_θ‖π_old) − 1.
+
+    Features that the installed TRL has no place for are off, with a warning (`trainer.installed_trl`).
 
     Raises, on every rank together: ConfigError, ScorerLoadError, UnavailableError, WireVersionError when made;
     ScoringFailedError in a step in which a score failed.
@@ -90,6 +93,8 @@ class RemoteGRPOTrainer(ServiceScoresTrainer):
                 "score_ahead plays a generation back when its scores arrive, and environments would be reset by it: "
                 "set score_ahead to 0, or use a rollout_func"
             )
+        for sentence in fit(args, moved(GRPOTrainer)):
+            logger.warning(sentence)
         check_report_by(args, train_dataset, eval_dataset)
         self._connection = connect(args, args.distributed_state) if args is not None else None
         self._submissions = 0

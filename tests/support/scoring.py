@@ -96,3 +96,15 @@ def fails_in_steps_1_and_2(completions: list[Any], trainer_state: Any, **_: Any)
     if trainer_state.global_step in (1, 2):
         raise RuntimeError("away")
     return vowels(completions)
+
+
+def unlucky(completions: list[Any], **_: Any) -> list[float]:
+    """Fails on the completion "unlucky", and gives 1 to all others."""
+    if "unlucky" in completions:
+        raise RuntimeError("bad luck")
+    return [1.0] * len(completions)
+
+
+def year(completions: list[Any], **columns: Any) -> list[float | None]:
+    """The year of the column `when`, an ISO date; not applicable without that column."""
+    return [float(when[:4]) for when in columns["when"]] if "when" in columns else [None] * len(completions)

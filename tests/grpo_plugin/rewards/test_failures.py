@@ -37,6 +37,7 @@ def test_the_rate_is_judged_over_a_full_window_and_sets_the_cause_once_it_is_too
     assert "two failed" in rate.cause
 
 
+@pytest.mark.oldest_trl
 @pytest.mark.slow
 def test_a_run_goes_on_through_failures_and_logs_them(tiny_model: str, tmp_path: Path, serve: Serve) -> None:
     args = remote(tmp_path, serve(function("flaky")), per_device_train_batch_size=16, max_failure_rate=1.0)

@@ -48,6 +48,7 @@ def test_every_completion_is_recorded_with_its_advantage_and_length(tiny_model: 
     assert last == pytest.approx(list(trainer._logs["advantages"])[-8:])
 
 
+@pytest.mark.oldest_trl
 def test_recording_changes_nothing_that_is_learnt(tiny_model: str, tmp_path: Path) -> None:
     weights = []
     for told in (None, "all"):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trl
 import yaml
 from accelerate.logging import MultiProcessAdapter
 from trl import GRPOConfig, GRPOTrainer
@@ -34,6 +33,7 @@ Serve = Callable[..., Any]
 # ---------------------------------------------------------------------------------------------------- as TRL, when off
 
 
+@pytest.mark.oldest_trl
 @pytest.mark.parametrize("config", [RemoteGRPOConfig, GRPOConfig])
 def test_with_local_rewards_only_the_weights_are_those_of_stock_trl(
     tiny_model: str, tmp_path: Path, config: type
@@ -54,41 +54,10 @@ def test_the_constructor_takes_what_trl_takes() -> None:
     assert parameters(RemoteGRPOTrainer) == parameters(GRPOTrainer)
 
 
-@pytest.mark.parametrize(
-    ("method", "parameters"),
-    [
-        ("_generate", ["self", "prompts"]),
-        ("_generate_and_score_completions", ["self", "inputs"]),
-        ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
-        ("_prepare_inputs", ["self", "generation_batch"]),
-        ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
-        ("compute_loss", ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]),
-        ("_compute_loss", ["self", "model", "inputs"]),
-        ("get_batch_samples", ["self", "epoch_iterator", "num_batches", "device"]),
-        ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),
-    ],
-)
-def test_trl_still_has_the_methods_that_we_override(method: str, parameters: list[str]) -> None:
-    found = list(inspect.signature(getattr(GRPOTrainer, method)).parameters)
-    assert found == parameters, f"TRL {trl.__version__} moved GRPOTrainer.{method}: our override must follow"
-
-
-def test_trl_still_generates_before_log_probs_and_rewards_after() -> None:
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    places = [source.index(f"self.{name}(") for name in ("_generate", "_get_per_token_logps_and_entropies")]
-    places.append(source.index("self._calculate_rewards("))
-    assert places == sorted(places), f"TRL {trl.__version__} changed the order that hides scoring behind log-probs"
-
-
-def test_trl_still_returns_eight_things_from_generate() -> None:
-    source = inspect.getsource(GRPOTrainer._generate)
-    returned = "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images"
-    assert returned in source, f"TRL {trl.__version__} changed what GRPOTrainer._generate returns"
-
-
 # ------------------------------------------------------------------------------------------ the service in its place
 
 
+@pytest.mark.oldest_trl
 @pytest.mark.parametrize("conversational", [False, True])
 def test_the_service_in_place_of_local_functions_gives_the_same_weights(
     tiny_model: str, tmp_path: Path, serve: Serve, conversational: bool

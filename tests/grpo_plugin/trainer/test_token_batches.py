@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trl
 from accelerate import Accelerator
 from accelerate.logging import MultiProcessAdapter
 from peft import LoraConfig
-from trl import GRPOTrainer
 
 from grpo_plugin import RemoteGRPOTrainer
 from grpo_plugin.batching.plan import PackedLayout, PaddedLayout, make_plan
-from grpo_plugin.batching.rows import FIELDS
 from grpo_plugin.trainer import log_probs, token_batches
 from tests.support import scoring
 from tests.support.builders import make_dataset, save_tiny_model
 from tests.support.training import largest_difference, train_both, train_skewed
 
 pytestmark = pytest.mark.slow
-
-# What batches with images have beside: those go TRL's way.
-IMAGES = {
-    *("pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "token_type_ids"),
-    *("mm_token_type_ids", "image_position_ids", "num_images", "num_tiles"),
-}
-
-
-# ------------------------------------------------------------------------------------------ what this leans on in TRL
-
-
-def test_trl_still_takes_a_micro_batch_a_call_from_its_buffer() -> None:
-    source = inspect.getsource(GRPOTrainer._prepare_inputs)
-    taken = "inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]"
-    assert taken in source, f"TRL {trl.__version__} takes micro-batches from elsewhere: TokenBatchTrainer must follow"
-    source = inspect.getsource(GRPOTrainer.training_step)
-    for line in ("self._step += 1", "self._current_train_step_time += time_after - time_before"):
-        assert line in source, f"TRL {trl.__version__} keeps other accounts of a step: {line!r} is gone"
-
-
-def test_trls_batches_still_hold_the_fields_that_are_known() -> None:
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    found = set(re.findall(r'output\["(\w+)"\] =', source)) - IMAGES
-    assert found <= {*FIELDS}, (
-        f"TRL {trl.__version__} gives batches {sorted(found - {*FIELDS})}: add them to rows.FIELDS"
-    )
-
-
-def test_trl_still_asks_for_log_probs_by_these_names() -> None:
-    names = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
-    expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
-    assert names[:8] == [*expected, "compute_aux_loss"], f"TRL {trl.__version__} changed what log-probs are asked with"
-
 
 # ------------------------------------------------------------------------------------------ the same from fewer tokens
 
@@ -128,7 +90,7 @@ def test_a_generation_is_planned_once_however_often_it_is_trained_on(
         {"gradient_checkpointing": True},
         {"pad_to_multiple_of": 8},
         {"pad_to_multiple_of": 8, "padding_free": False},
-        {"mask_truncated_completions": True},
+        pytest.param({"mask_truncated_completions": True}, marks=pytest.mark.oldest_trl),
         {"top_entropy_quantile": 0.5},
         {"entropy_coef": 0.01},
         {"off_policy_mask_threshold": 0.5, "num_iterations": 2},

@@ -58,10 +58,11 @@ async def test_a_failed_score_raises_and_is_never_a_number(serve: Serve) -> None
     assert len(await good(**rows)) == 2
 
 
+@pytest.mark.oldest_trl
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+@pytest.mark.parametrize(("kind", "sync"), [("GRPO", False), ("RLOO", True)])
 def test_a_stock_trainer_learns_the_same_from_the_service_as_from_local_functions(
-    tiny_model: str, tmp_path: Path, serve: Serve, kind: str
+    tiny_model: str, tmp_path: Path, serve: Serve, kind: str, sync: bool
 ) -> None:
     import trl  # noqa: PLC0415
 
@@ -88,7 +89,7 @@ def test_a_stock_trainer_learns_the_same_from_the_service_as_from_local_function
         return trainer
 
     endpoint = serve(*[function(name, weight=0.5) for name in names]).endpoint
-    functions = remote_rewards(endpoint, num_generations=4)
+    functions = remote_rewards(endpoint, num_generations=4, sync=sync)
     remote = train(functions, [reward.weight for reward in functions])
     local = train([getattr(scoring, name) for name in names], [0.5] * 4)
     for name, value in remote.model.state_dict().items():
