@@ -14,9 +14,9 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from grpo_plugin.config import setting
-from grpo_plugin.rewards.columns import plain
 from grpo_plugin.rewards.mixture import Parts, Scored
 from grpo_plugin.trainer.record import RecordTrainer
+from reward_server.client.plain import plain
 from reward_server.errors import ConfigError
 
 
