@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class RecordLines:
         self._max_bytes = max_bytes
         self._keep = keep
         self._fd = -1
+        self.written = 0
         try:
             self._lock_fd = os.open(f"{path}.lock", _APPEND, 0o600)
             self._open()
@@ -41,34 +43,50 @@ class RecordLines:
     def __str__(self) -> str:
         return str(self._path)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Appends a line. Raises OSError, and then nothing of it is in the file."""
-        line = (json.dumps(record) + "\n").encode()
+    def encoded(self, record: Mapping[str, Any]) -> bytes:
+        """A record as a line. Raises TypeError or ValueError for what JSON cannot hold."""
+        return (json.dumps(record) + "\n").encode()
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Appends lines. Raises OSError; `written` then counts those that are in the files, and no line is cut."""
+        if not lines:
+            return
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
         try:
-            self._write(line)
+            self._write(lines)
         finally:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, lines: Sequence[bytes]) -> None:
         if not self._is_current():
             self._close_file()
             self._open()
-        size = os.fstat(self._fd).st_size
-        if size and size + len(line) > self._max_bytes:
-            self._turn_over()
-            size = 0
-        try:
-            written = 0
-            while written < len(line):
-                written += os.write(self._fd, line[written:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, size)
-            raise
+        while lines:
+            size = os.fstat(self._fd).st_size
+            if fitting := self._fitting(lines, size):
+                self._append(b"".join(lines[:fitting]), size)
+                lines = lines[fitting:]
+            else:
+                self._turn_over()
 
-    def close_if_due(self) -> None:
-        """Nothing is ever due."""
+    def _fitting(self, lines: Sequence[bytes], size: int) -> int:
+        """How many of the lines go into the file; one at least if it is empty."""
+        ends = itertools.accumulate(map(len, lines), initial=size)
+        fitting = sum(1 for _ in itertools.takewhile(lambda end: end <= self._max_bytes, ends)) - 1
+        return max(fitting, 0 if size else 1)
+
+    def _append(self, lines: bytes, size: int) -> None:
+        done = 0
+        try:
+            while done < len(lines):
+                done += os.write(self._fd, lines[done:])
+        except OSError:
+            done = lines.rfind(b"\n", 0, done) + 1
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size + done)
+            raise
+        finally:
+            self.written += lines.count(b"\n", 0, done)
 
     def close(self) -> None:
         self._close_file()

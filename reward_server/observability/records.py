@@ -1,12 +1,15 @@
 """Records of the groups that were scored, as JSON lines or Parquet parts, in a bounded amount of disk space.
 
 Owns the sampling, the thread that writes, and the form of a record, which docs/records.md documents. Knows nothing of
-gRPC or scorers; `record_lines` and `record_parts` own the files. Records hold prompts and completions, so that only
-their owner may read them (mode 0600).
+gRPC or scorers; `record_lines` and `record_parts` own the files, `record_columns` the columns of Parquet. Records hold
+prompts and completions, so that only their owner may read them (mode 0600).
 
     records = Records(config, note)       raises ConfigError
     records.offer(group, scores, request_bytes)       never waits, never raises
     records.close()
+
+The thread gathers groups and writes them together, a few times a second: one that woke for each group would take the
+interpreter's lock from the server's event loop each time, which costs more than the writing.
 
 A group that cannot be written (the disk is full or slower than the server) is counted and logged once, and no call
 waits for it or fails. `note(outcome, groups)` counts each outcome: "written", "dropped" (the thread is behind) and
@@ -15,6 +18,7 @@ waits for it or fails. `note(outcome, groups)` counts each outcome: "written", "
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -22,23 +26,29 @@ import logging
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from reward_server.config import RecordsConfig
 from reward_server.observability.record_lines import RecordLines
-from reward_server.observability.record_parts import SCHEMA_VERSION, RecordParts
+from reward_server.observability.record_parts import RecordParts
 from reward_server.types import Completion, Group, GroupScores, ScorerScores
 
 log = logging.getLogger("reward_server")
 
+SCHEMA_VERSION = 1
+
 # The most that may wait for the disk, in bytes of requests.
 _MOST_WAITING_BYTES = 64 << 20
+# Groups are gathered for so long, or until so many bytes wait. A server that is killed loses those that it gathers.
+_GATHER_S = 0.2
+_GATHER_BYTES = _MOST_WAITING_BYTES // 4
 _CLOSE_GRACE_S = 5.0
 
 
-_Item = tuple[Group, GroupScores, int, float, Mapping[str, Sequence[Any]]]
+_Item = tuple[Any, int]  # what the sink makes of a group, and the bytes of its request
 
 
 class Records:
@@ -52,6 +62,7 @@ class Records:
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._waiting_bytes = 0
         self._lock = threading.Lock()
+        self._gathered = threading.Event()
         self._said: set[str] = set()
         self._thread = threading.Thread(target=self._write_all, name="records", daemon=True)
         self._thread.start()
@@ -66,49 +77,74 @@ class Records:
         """Records a group if it is in the sample and the disk keeps up. `training` has G values under each name."""
         if not is_sampled(group, self._sample):
             return
+        if not self._has_room(request_bytes):
+            self._lost("dropped", "the disk is slower than the server")
+            return
+        record = record_of(group, scores, time.time())
+        try:
+            # At once, and in the caller's thread: kept until later, a group's many objects would cost more.
+            encoded = self._sink.encoded({**record, "training": dict(training)} if training else record)
+        except (ValueError, TypeError, RecursionError) as error:
+            self._release(request_bytes)
+            self._lost("failed", str(error))
+        else:
+            self._queue.put((encoded, request_bytes))
+
+    def _has_room(self, request_bytes: int) -> bool:
         with self._lock:
             if self._waiting_bytes and self._waiting_bytes + request_bytes > _MOST_WAITING_BYTES:
-                self._lost("dropped", "the disk is slower than the server")
-                return
+                return False
             self._waiting_bytes += request_bytes
-        at = datetime.datetime.now(datetime.UTC).timestamp()
-        self._queue.put((group, scores, request_bytes, at, training or {}))
+            if self._waiting_bytes >= _GATHER_BYTES:
+                self._gathered.set()
+        return True
+
+    def _release(self, request_bytes: int) -> None:
+        with self._lock:
+            self._waiting_bytes -= request_bytes
 
     def close(self, grace_s: float = _CLOSE_GRACE_S) -> None:
         """Writes the groups that wait, for at most so many seconds."""
         self._queue.put(None)
+        self._gathered.set()
         self._thread.join(grace_s)
         if self._thread.is_alive():
             return
         self._try(self._sink.close, groups=0)
 
     def _write_all(self) -> None:
-        while True:
-            try:
-                item = self._queue.get(timeout=self._sink.due_in_s)
-            except queue.Empty:
-                self._try(self._sink.close_if_due, groups=0)
-                continue
-            if item is None:
-                return
-            group, scores, request_bytes, at, training = item
-            self._try(functools.partial(self._write, group, scores, at, training), groups=1)
-            with self._lock:
-                self._waiting_bytes -= request_bytes
+        more = True
+        while more:
+            items, more = self._gather()
+            self._try(functools.partial(self._sink.write, [encoded for encoded, _ in items]), groups=len(items))
+            self._release(sum(request_bytes for _, request_bytes in items))
 
-    def _write(self, group: Group, scores: GroupScores, at: float, training: Mapping[str, Sequence[Any]]) -> None:
-        record = record_of(group, scores, at)
-        self._sink.write({**record, "training": dict(training)} if training else record)
+    def _gather(self) -> tuple[list[_Item], bool]:
+        """The groups of the next moments, none if the sink is due before one comes; and whether more may come."""
+        items: list[_Item] = []
+        with contextlib.suppress(queue.Empty):
+            item = self._queue.get(timeout=self._sink.due_in_s)
+            if item is not None:
+                self._gathered.wait(_GATHER_S)
+                self._gathered.clear()
+            while item is not None:
+                items.append(item)
+                item = self._queue.get_nowait()
+            return items, False
+        return items, True
 
     def _try(self, write: Callable[[], None], groups: int) -> None:
-        """Runs a write of so many groups and counts its outcome, also for groups that waited in the sink."""
-        before = self._sink.waiting + groups
+        """Runs a write of so many groups and counts their outcomes, also of groups that waited in the sink."""
+        pending, written = self._sink.waiting + groups, self._sink.written
+        why = ""
         try:
             write()
-            if done := before - self._sink.waiting:
-                self._note("written", done)
         except (OSError, ValueError, TypeError) as error:
-            self._lost("failed", str(error), before - self._sink.waiting)
+            why = str(error)
+        if done := self._sink.written - written:
+            self._note("written", done)
+        if lost := pending - done - self._sink.waiting:
+            self._lost("failed", why, lost)
 
     def _lost(self, outcome: str, why: str, groups: int = 1) -> None:
         self._note(outcome, groups)
@@ -124,19 +160,20 @@ def records_in(folder: Path, sample: float) -> Records:
 
 
 class Sink(Protocol):
-    """Files that records are written to.
+    """Files that records are written to: `sink.write([sink.encoded(record)])`.
 
-    `due_in_s` are the seconds until `close_if_due` must be called, None for never. `waiting` is the number of groups
-    that were written to the sink and are not on the disk yet.
+    `due_in_s` are the seconds until `write` must be called again, with or without records; None for never. `written`
+    counts the groups that are on the disk, `waiting` those that are on their way there.
     """
 
+    written: int
     waiting: int
 
     @property
     def due_in_s(self) -> float | None: ...
 
-    def write(self, record: Mapping[str, Any]) -> None: ...
-    def close_if_due(self) -> None: ...
+    def encoded(self, record: Mapping[str, Any]) -> Any: ...
+    def write(self, encoded: Sequence[Any]) -> None: ...
     def close(self) -> None: ...
 
 

@@ -3,8 +3,10 @@
     python tests/benchmarks/records.py [--groups 400] [--rounds 5]
 
 Servers with the same scorers (a regular expression and math, so that a group takes what such rewards take) run side by
-side: one writes nothing, one JSON lines and one Parquet, each of every group. They take turns, so that a busy machine
-slows all of them. "rescore" is the rate of `reward-server rescore` without its start, beside the rate of asking the
+side: two write nothing, one JSON lines and one Parquet, each of every group. They take turns in an order that changes,
+so that a busy machine slows all of them; by how much the two that write nothing differ says how exact the others are.
+The processor time is that of the server's own process, without its workers: what else the machine does changes it
+little (Linux only). "rescore" is the rate of `reward-server rescore` without its start, beside the rate of asking the
 server for the same groups.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
@@ -27,7 +30,7 @@ from reward_server.config import config_from_mapping
 from reward_server.evaluation.recorded import read_records
 from reward_server.evaluation.rescore import rescore
 from reward_server.evaluation.scoring import Scoring
-from reward_server.launch import launch_server
+from reward_server.launch import ServerProcess, launch_server
 from reward_server.types import Completion, Group
 
 IN_FLIGHT = 16
@@ -60,17 +63,30 @@ async def seconds_of(client: AsyncRewardClient, asked: list[Group]) -> float:
     return time.perf_counter() - began
 
 
-async def measure(endpoints: dict[str, str], count: int, rounds: int) -> dict[str, list[float]]:
-    clients = {name: AsyncRewardClient(endpoint) for name, endpoint in endpoints.items()}
+def processor_s(pid: int) -> float:
+    """Seconds that all threads of a process have computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(
+    servers: dict[str, ServerProcess], count: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """The seconds of a group in each round, and the processor seconds of a group over all of them."""
+    clients = {name: AsyncRewardClient(server.endpoint) for name, server in servers.items()}
     found: dict[str, list[float]] = {name: [] for name in clients}
+    began: dict[str, float] = {}
     for turn in range(rounds + 1):
-        for name, client in clients.items():
-            seconds = await seconds_of(client, groups(count, turn))
-            if turn:  # the first warms up
+        if turn == 1:  # the first warms up
+            began = {name: processor_s(server.pid) for name, server in servers.items()}
+        names = list(clients)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            seconds = await seconds_of(clients[name], groups(count, turn))
+            if turn:
                 found[name].append(seconds / count)
     for client in clients.values():
         await client.close()
-    return found
+    return found, {name: (processor_s(servers[name].pid) - at) / (count * rounds) for name, at in began.items()}
 
 
 async def rescored(path: Path, out: Path) -> float:
@@ -91,6 +107,7 @@ def main() -> None:
         folder = Path(name)
         kinds: dict[str, dict[str, Any]] = {
             "no records": {},
+            "none again": {},
             "jsonl": {"records": {"path": str(folder / "records.jsonl")}},
             "parquet": {"records": {"path": str(folder / "parts"), "format": "parquet"}},
         }
@@ -98,13 +115,14 @@ def main() -> None:
             kind: stack.enter_context(launch_server({**CONFIG, **more}, listen="127.0.0.1:0"))
             for kind, more in kinds.items()
         }
-        found = asyncio.run(
-            measure({kind: server.endpoint for kind, server in servers.items()}, args.groups, args.rounds)
-        )
+        found, processor = asyncio.run(measure(servers, args.groups, args.rounds))
         base = found["no records"]
         for kind, seconds in found.items():
             ratio = statistics.median(s / b for s, b in zip(seconds, base, strict=True))
-            print(f"{kind:12} {1e3 * statistics.median(seconds):7.2f} ms a group   {ratio:.3f} x no records")
+            print(
+                f"{kind:12} {1e3 * statistics.median(seconds):7.2f} ms a group   {ratio:.3f} x no records   "
+                f"processor {1e3 * processor[kind]:.3f} ms"
+            )
         again = asyncio.run(rescored(folder / "records.jsonl", folder / "out.jsonl"))
         print(f"{'rescore':12} {1e3 * again:7.2f} ms a group   {again / statistics.median(base):.3f} x no records")
 

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,15 @@ import pytest
 
 from reward_server.config import RecordsConfig, config_from_mapping
 from reward_server.errors import ConfigError
+from reward_server.evaluation.recorded import read_records
+from reward_server.observability.record_lines import RecordLines
 from reward_server.observability.records import Records, is_sampled
 from reward_server.serving.server import RewardServer
 from reward_server.types import Completion, Group
 from tests.support.builders import make_group, make_scores
 from tests.support.served import LENGTH, misbehaving, served
+
+ROOT = Path(__file__).parents[3]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -48,14 +54,19 @@ async def test_a_line_holds_the_group_and_all_that_was_said_of_it(tmp_path: Path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def written(path: Path, groups: int, first: int = 0, **options: Any) -> Counter[str]:
+def written(path: Path, groups: int, first: int = 0, pause_s: float = 0.0, **options: Any) -> Counter[str]:
     """Offers groups of about 500 bytes; what became of them."""
     outcomes: Counter[str] = Counter()
     records = Records(RecordsConfig(path=path, **options), lambda outcome, count: outcomes.update({outcome: count}))
     for index in range(first, first + groups):
-        records.offer(make_group(["x"], group_id=str(index)), make_scores([1.0], group_id=str(index)), 500)
+        offer(records, index)
+        time.sleep(pause_s)
     records.close()
     return outcomes
+
+
+def offer(records: Records, index: int) -> None:
+    records.offer(make_group(["x"], group_id=str(index)), make_scores([1.0], group_id=str(index)), 500)
 
 
 def test_full_files_are_turned_over_and_so_many_are_kept(tmp_path: Path) -> None:
@@ -79,6 +90,51 @@ def test_a_restart_appends(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "r")) == 5
 
 
+def test_groups_that_come_together_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    write = RecordLines.write
+    monkeypatch.setattr(RecordLines, "write", lambda self, them: (batches.append(len(them)), write(self, them)))
+    assert written(tmp_path / "r", 200, pause_s=0.002) == {"written": 200}
+    assert sum(batches) == 200
+    assert len(batches) < 40  # about two or three: one in a fifth of a second
+
+
+def test_a_group_that_no_file_can_hold_costs_itself_alone(tmp_path: Path) -> None:
+    outcomes: Counter[str] = Counter()
+    records = Records(RecordsConfig(path=tmp_path / "r"), lambda outcome, count: outcomes.update({outcome: count}))
+    for columns in ({}, {"bad": object()}, {}):
+        records.offer(Group("p", (Completion("x"),), columns), make_scores([1.0]), 20 << 20)
+    records.close()
+    assert outcomes == {"written": 2, "failed": 1}
+
+
+UNTIL_IT_IS_KILLED = """
+import sys, time
+from pathlib import Path
+from tests.reward_server.observability.test_records import offer
+from reward_server.config import RecordsConfig
+from reward_server.observability.records import Records
+records = Records(RecordsConfig(path=Path(sys.argv[1])), lambda *_: None)
+for index in range(20_000):
+    offer(records, index)
+    time.sleep(0.005)
+"""
+
+
+def test_lines_are_there_while_the_server_runs_and_kill_9_loses_none_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    process = subprocess.Popen([sys.executable, "-c", UNTIL_IT_IS_KILLED, str(path)], cwd=ROOT)
+    deadline = time.monotonic() + 30
+    while (not path.exists() or path.read_bytes().count(b"\n") < 50) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    seen = path.read_bytes().count(b"\n")
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    names = [int(record.group.group_id) for record in read_records([path])]
+    assert names == list(range(len(names)))
+    assert len(names) >= seen >= 50
+
+
 WRITER = """
 import sys
 from collections import Counter
@@ -90,7 +146,7 @@ assert written(Path(sys.argv[1]), 400, first=int(sys.argv[2]), max_bytes=20_000,
 
 
 def test_several_processes_share_the_files_and_lose_and_tear_nothing(tmp_path: Path) -> None:
-    path, root = tmp_path / "r", str(Path(__file__).parents[3])
+    path, root = tmp_path / "r", str(ROOT)
     commands = [[sys.executable, "-c", WRITER, str(path), str(first), root] for first in (0, 400)]
     processes = [subprocess.Popen(command) for command in commands]
     assert [process.wait(60) for process in processes] == [0, 0]

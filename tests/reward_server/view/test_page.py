@@ -136,7 +136,7 @@ def test_records_are_shown_as_they_are_written_and_files_that_are_none_get_a_sen
         page.see("Nothing is recorded yet.")
         page.see("foreign.jsonl, line 1, is not a record of a reward server")
         for count in (1, 2):
-            sink.write(json.loads(lines[count]))
+            sink.write([sink.encoded(json.loads(lines[count]))])
             page.open("view=groups", "Groups")
             page.see(f"{4 * count} completions in {count} groups match.")
     sink.close()

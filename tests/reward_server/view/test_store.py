@@ -62,10 +62,10 @@ def test_a_file_that_is_turned_over_is_read_once_and_forgotten_when_it_is_remove
     path = tmp_path / "records.jsonl"
     line = len(json.dumps(recorded(group_id="0"))) + 1
     sink = RecordLines(path, max_bytes=3 * line, keep=2)
-    sink.write(recorded(group_id="0"))
+    sink.write([sink.encoded(recorded(group_id="0"))])
     store = open_store(path)
     for number in range(1, 8):
-        sink.write(recorded(group_id=str(number)))
+        sink.write([sink.encoded(recorded(group_id=str(number)))])
         store.refresh()
     sink.close()
     # Files of three groups, two of which are kept: 3, 4, 5 and 6, 7.
@@ -78,8 +78,8 @@ def test_parts_appear_and_go_while_the_store_is_open(tmp_path: Path, open_store:
     sink = RecordParts(folder, part_groups=1, part_s=60, max_bytes=1 << 30)
     store = open_store(folder)
     assert (count(store), filters.step_range(store)) == (0, None)
-    sink.write(recorded(step=3))
-    sink.write(recorded(step=5))
+    sink.write([sink.encoded(recorded(step=3))])
+    sink.write([sink.encoded(recorded(step=5))])
     store.refresh()
     assert (count(store), filters.step_range(store)) == (4, (3, 5))
     min(folder.glob("*.parquet")).unlink()  # what the writer does with the oldest; the next query finds out
