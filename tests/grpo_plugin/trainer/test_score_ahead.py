@@ -172,7 +172,10 @@ def test_trl_still_computes_old_log_probs_where_a_generation_outlasts_a_step() -
     [
         ({"score_ahead": 2, "reward_endpoint": "a:1"}, "score_ahead is a number of batches, 0 or 1, not 2"),
         ({"score_ahead": 1}, "name one by reward_endpoint or reward_config"),
-        ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch must be at least 1, not 0"),
+        (
+            {"max_tokens_per_micro_batch": 0},
+            "max_tokens_per_micro_batch must be a number of at least 1, or 'auto', not 0",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
