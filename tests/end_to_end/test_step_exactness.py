@@ -141,6 +141,7 @@ def test_weights_are_stock_trls_under_deepspeed(tiny_model: str, tmp_path: Path,
         for loss, level in zip(LOSSES, itertools.cycle(LEVELS), strict=False)
     }
     cases["more micro-batches than TRL's"] = {"max_tokens_per_micro_batch": 40, **more}
-    cases["budget learnt from memory"] = {**AUTO, **more}
+    if accelerate == "cpu_zero2":  # ZeRO-3's parameters do not survive the hooks by which the test measures memory
+        cases["budget learnt from memory"] = {**AUTO, **more}
     found = differences(tmp_path, accelerate, tiny_model, cases)
     assert max(found.values()) < 1e-5, found

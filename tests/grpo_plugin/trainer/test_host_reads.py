@@ -1,8 +1,7 @@
 """What the host waits for: each read from a device waits for all that was launched before it.
 
-A CPU's tensors do not tell that a device's would be read, so that calls are counted which would: of methods that give
-the host a value, and of functions that copy from memory which is not pinned. Each counts for the file of ours that made
-the call.
+A CPU's tensors do not tell that a device's would be read, so that calls of the methods that give the host a value are
+counted, each for the file of ours that made the call.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ pytestmark = pytest.mark.slow
 # The trial at start-up, once a run, and the function of `forward.py` that only it uses.
 TRIAL = {"trial.py", "trial_rows.py", "embedding_gradient.py", "masks.py", "varlen.py", "read_rows"}
 
-READING = ("cpu", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__")
-FUNCTIONS = ("tensor", "as_tensor", "nonzero", "equal", "masked_select")
+READING = ("cpu", "item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 
 
 @contextmanager
@@ -52,8 +50,6 @@ def waits() -> Iterator[Counter[str]]:
 
     for name in READING:
         counted(torch.Tensor, name)
-    for name in FUNCTIONS:
-        counted(torch, name)
     try:
         yield found
     finally:
@@ -109,7 +105,7 @@ def test_the_next_micro_batch_is_made_once_this_one_is_launched_and_before_its_c
     told(RemoteGRPOTrainer, "_compute_loss", before="forward")
     told(RemoteGRPOTrainer, "training_step", after="call ends")
     told(torch.Tensor, "backward", after="launched")
-    options = {"max_steps": 1, "max_tokens_per_micro_batch": 60, "per_device_train_batch_size": 8}
+    options = {"max_steps": 1, "max_tokens_per_micro_batch": 40, "per_device_train_batch_size": 8}
     train_skewed(
         RemoteGRPOTrainer, tmp_path, tiny_model, reward=scoring.vowels, gradient_accumulation_steps=2, **options
     )
