@@ -192,12 +192,13 @@ class RemoteGRPOConfig(GRPOConfig):
             "rewards has advantages of exactly 0. False uses TRL's own micro-batches, number for number."
         },
     )
-    max_tokens_per_micro_batch: int | None = field(
+    max_tokens_per_micro_batch: int | str | None = field(
         default=None,
         metadata={
             "help": "Largest number of tokens, padding included, in one forward of token_batches; a longer row is "
             "computed alone. Unset takes per_device_train_batch_size times the longest row of the generation, which "
-            "is the memory that stock TRL needs."
+            "is the memory that stock TRL needs. 'auto' starts there and then takes what fits into four fifths of "
+            "the free memory of a CUDA device, as measured in the optimizer steps before; elsewhere it is as unset."
         },
     )
     padding_free: bool = field(
@@ -234,7 +235,13 @@ class RemoteGRPOConfig(GRPOConfig):
         for name in ("reward_endpoint", "reward_scorers", "reward_columns"):
             value = getattr(self, name)
             setattr(self, name, [value] if isinstance(value, str) else value)
+        self.max_tokens_per_micro_batch = _number_or_auto(self.max_tokens_per_micro_batch)
         check(self)
+
+
+def _number_or_auto(value: Any) -> Any:
+    """A number that came as text, as from a command line; everything else as it is, for `check` to judge."""
+    return int(value) if isinstance(value, str) and value.strip().lstrip("-").isdigit() else value
 
 
 # A plain GRPOConfig asks for TRL's trainer, number for number; RemoteGRPOConfig's defaults are equal up to rounding.

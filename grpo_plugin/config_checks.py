@@ -15,6 +15,7 @@ from grpo_plugin.rewards.recording import share_of
 if TYPE_CHECKING:
     from grpo_plugin.config import RemoteGRPOConfig
 
+AUTO = "auto"
 KL_ANCHORS = ("reference", "old")
 
 
@@ -65,10 +66,11 @@ def check(config: RemoteGRPOConfig) -> None:
 
 
 def _check_step(config: RemoteGRPOConfig) -> None:
-    if config.max_tokens_per_micro_batch is not None and config.max_tokens_per_micro_batch < 1:
+    most = config.max_tokens_per_micro_batch
+    if not (most in (None, AUTO) or (isinstance(most, int) and most >= 1)):
         raise ValueError(
-            f"max_tokens_per_micro_batch must be at least 1, not {config.max_tokens_per_micro_batch}; leave it out "
-            "for what stock TRL's micro-batches take"
+            f"max_tokens_per_micro_batch must be a number of at least 1, or '{AUTO}', not {most!r}; leave it out for "
+            "what stock TRL's micro-batches take"
         )
     if config.score_ahead not in (0, 1):
         raise ValueError(f"score_ahead is a number of batches, 0 or 1, not {config.score_ahead}")

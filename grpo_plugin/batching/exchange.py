@@ -72,25 +72,34 @@ class HeldRows:
         place_N = np.asarray([self.place[row] for row in rows], dtype=np.int64)
         here_N = place_N < before
         if here_N.all():
-            return self._fitted(select(self.fields, place_N.tolist()), rows, multiple)
-        own = self._fitted(select(self.fields, place_N[here_N].tolist()), rows, multiple)
-        others = self._fitted(select(self.arrived, (place_N[~here_N] - before).tolist()), rows, multiple)
+            return self._fitted(select(self.fields, place_N), rows, multiple)
+        own = self._fitted(select(self.fields, place_N[here_N]), rows, multiple)
+        others = self._fitted(select(self.arrived, place_N[~here_N] - before), rows, multiple)
         order = np.argsort(np.argsort(~here_N, kind="stable"))  # back from own rows first
-        return select({name: torch.cat([own[name], others[name]]) for name in own}, order.tolist())
+        return select({name: torch.cat([own[name], others[name]]) for name in own}, order)
 
     def _fitted(self, fields: Fields, rows: Sequence[int], multiple: int | None) -> Fields:
-        return {
-            name: padded.fit(value, padded.width(rows, multiple)) if (padded := self.padded.get(name)) else value
-            for name, value in fields.items()
-        }
+        return fitted_to(fields, self.padded, rows, multiple)
 
 
-def select(fields: Fields, rows: Sequence[int]) -> Fields:
-    """Some rows of all fields."""
+def fitted_to(fields: Fields, padded: Mapping[str, Padded], rows: Sequence[int], multiple: int | None = None) -> Fields:
+    """Fields as wide as the longest of these rows, by their numbers, rounded up to a multiple."""
     return {
-        name: value.index_select(0, torch.tensor(rows, dtype=torch.int64, device=value.device))
+        name: found.fit(value, found.width(rows, multiple)) if (found := padded.get(name)) else value
         for name, value in fields.items()
     }
+
+
+def select(fields: Fields, rows: Sequence[int] | Ints) -> Fields:
+    """Some rows of all fields."""
+    index = on_device(rows, next(iter(fields.values())).device)
+    return {name: value.index_select(0, index) for name, value in fields.items()}
+
+
+def on_device(numbers: Sequence[int] | Ints, device: torch.device) -> torch.Tensor:
+    """Whole numbers on the device. From pinned memory, since a copy from any other waits for all that was launched."""
+    host = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def executors(plan: Plan, count: int) -> Ints:
@@ -171,8 +180,7 @@ class _Wire:
         value = select({name: self.fields[name]}, places)[name]
         flat = value.reshape(-1)
         if name in self.padded:
-            index = torch.from_numpy(self.padded[name].places(rows, value.shape[1]))
-            flat = flat.index_select(0, index.to(flat.device))
+            flat = flat.index_select(0, on_device(self.padded[name].places(rows, value.shape[1]), flat.device))
         return flat.to(self._dtype(name)).view(torch.uint8)
 
     def _from_bytes(self, name: str, received: torch.Tensor, rows: Ints) -> torch.Tensor:
@@ -182,5 +190,5 @@ class _Wire:
             return flat.reshape(len(rows), *value.shape[1:])
         width = padded.width(rows)
         whole = value.new_full((len(rows) * width,), padded.padding)
-        index = torch.from_numpy(padded.places(rows, width)).to(flat.device)
+        index = on_device(padded.places(rows, width), flat.device)
         return whole.index_copy(0, index, flat).reshape(len(rows), width)

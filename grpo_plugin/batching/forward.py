@@ -7,6 +7,7 @@ of plans, steps or losses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from accelerate.utils import is_compiled_module
 from grpo_plugin.batching.packing import DeviceIndex, PackingIndex, to_device
 from grpo_plugin.batching.plan import Layout, MicroBatch, PackedLayout, PaddedLayout, Rows, attention_cost
 from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.sharing import KeyCost
 from grpo_plugin.batching.table import prompt_numbers
 from grpo_plugin.batching.trial import Trial
 
@@ -142,7 +144,8 @@ def find_layout(
     def packed(layout: PackedLayout, ids: torch.Tensor, mask: torch.Tensor, width: int) -> torch.Tensor:
         return packed_forward(model, ids, mask, width, layout, autocast)[0]
 
-    attention = attention_cost(*_widths(config))
+    hidden, inner = _widths(config)
+    attention, keys = attention_cost(hidden, inner), KeyCost.of(hidden, inner, _key_width(config, hidden), device.type)
     with Trial(model, config, padded, packed, ranks, half=half, device=device).quiet() as trial:
         problem = trial.problem_of_padding()
         if problem:
@@ -150,14 +153,14 @@ def find_layout(
             return None
         # Kernels of variable length take half precision; elsewhere a GPU would launch one for each row.
         if packs and (half or device.type == "cpu"):
-            layout = _packed_layout(trial, attention, shares)
+            layout = _packed_layout(trial, PackedLayout(attention, shares, keys))
             if layout is not None:
                 return layout
     return PaddedLayout(attention, _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS_GPU))
 
 
-def _packed_layout(trial: Trial, attention: float, shares: bool) -> PackedLayout | None:
-    shared, plain = PackedLayout(attention, shares=True), PackedLayout(attention, shares=False)
+def _packed_layout(trial: Trial, wanted: PackedLayout) -> PackedLayout | None:
+    shares, shared, plain = wanted.shares, replace(wanted, shares=True), replace(wanted, shares=False)
     if problem := trial.problem_of_model():
         logger.warning(f"rows are padded, since for this model {problem}")
         return None
@@ -177,3 +180,13 @@ def _widths(config: Any) -> tuple[int, int]:
     hidden, inner = (getattr(config, name, None) for name in ("hidden_size", "intermediate_size"))
     hidden = hidden if isinstance(hidden, int) else 1024
     return hidden, inner if isinstance(inner, int) else 4 * hidden
+
+
+def _key_width(config: Any, hidden: int) -> int:
+    """Of all key heads together; the hidden size where the configuration does not say."""
+    heads, queries, size = (
+        getattr(config, name, None) for name in ("num_key_value_heads", "num_attention_heads", "head_dim")
+    )
+    if not isinstance(size, int) and isinstance(queries, int):
+        size = hidden // queries
+    return heads * size if isinstance(heads, int) and isinstance(size, int) else hidden

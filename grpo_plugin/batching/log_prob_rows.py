@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from grpo_plugin.batching.exchange import Fields, HeldRows, Padded, exchange, executors, move
+from grpo_plugin.batching.exchange import Fields, HeldRows, Padded, exchange, executors, move, on_device
 from grpo_plugin.batching.plan import MicroBatch, Plan
+from grpo_plugin.batching.prepared import Prepared
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.rows import filler, fit_completions, padded_fields
 from grpo_plugin.batching.table import Table
@@ -38,8 +40,15 @@ class LogProbRows:
         width: int,
         ranks: Ranks,
         plan_of: Callable[[Table], Plan],
+        *,
+        known: bool = True,
+        most_tokens: int = 0,
     ) -> LogProbRows | None:
-        """The rows of prompts and completions side by side, the latter `width` wide; None if a prompt is empty."""
+        """The rows of prompts and completions side by side, the latter `width` wide.
+
+        None, alike on all ranks, if a prompt is empty or rows have more than is `known` here (images). `most_tokens` is
+        what this rank's memory has room for in a micro-batch.
+        """
         prompts = input_ids.shape[1] - width
         fields = {
             "prompt_ids": input_ids[:, :prompts],
@@ -47,8 +56,8 @@ class LogProbRows:
             "completion_ids": input_ids[:, prompts:],
             "completion_mask": attention_mask[:, prompts:],
         }
-        table = Table.of(fields, ranks)
-        if (table.rows.prompt_tokens_R == 0).any():
+        table = Table.of(fields if known else None, len(input_ids), ranks, most_tokens)
+        if table is None:
             return None
         plan = plan_of(table)
         held = move(fields, padded_fields(fields, table), table.rows.rank_R, plan, ranks)
@@ -58,10 +67,14 @@ class LogProbRows:
     def _order(self) -> list[int]:
         return [row for batch in self.plan[self.ranks.rank] for row in batch]
 
-    def parts(self, multiple: int | None) -> list[Fields]:
+    def parts(self, multiple: int | None) -> Prepared[Fields]:
         """What this rank computes, forward by forward; a filler where others compute more often."""
         own: Sequence[MicroBatch] = self.plan[self.ranks.rank]
-        return [self.held.select(batch, multiple) if batch else filler(self.fields, multiple) for batch in own]
+
+        def make(number: int) -> Fields:
+            return self.held.select(own[number], multiple) if own[number] else filler(self.fields, multiple)
+
+        return Prepared(len(own), make)
 
     def returned(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The values of this rank's own rows, shape (N, T); 0 for rows without tokens.
@@ -75,6 +88,6 @@ class LogProbRows:
         source_R = self.table.rows.rank_R
         back = exchange({"values": values}, lengths, order, executors(self.plan, len(source_R)), source_R, self.ranks)
         first = self.ranks.rank * len(self.fields["completion_ids"])
-        index = torch.tensor(back.rows, dtype=torch.int64, device=values.device) - first
+        index = on_device(np.asarray(back.rows) - first, values.device)
         found = values.new_zeros((len(self.fields["completion_ids"]), width))
         return found.index_copy(0, index, fit_completions(back.select(back.rows)["values"], width))

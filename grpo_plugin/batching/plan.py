@@ -19,15 +19,16 @@ Legend: R rows, in the order of the ranks that hold them; M rows that are comput
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from grpo_plugin.batching.micro_batches import bins, halved, rectangles
+from grpo_plugin.batching.sharing import PARTS_OF_A_TOKEN, TYPICAL, Gains, KeyCost
 from grpo_plugin.batching.spread import TOLERANCE, Spread, Work, spread, sums
-from grpo_plugin.batching.units import PARTS_OF_A_TOKEN, Members, worth_sharing
+from grpo_plugin.batching.units import Members
 
 Ints = npt.NDArray[np.int64]
 MicroBatch = tuple[int, ...]
@@ -77,10 +78,11 @@ class PaddedLayout:
 
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
-    """Rows one after another, without padding. With `shares`, a prompt is computed once for its rows."""
+    """Rows one after another, without padding. With `shares`, a prompt is computed once where an estimate says so."""
 
     attention: float
     shares: bool
+    keys: KeyCost = TYPICAL
 
     def tokens(self, rows: Rows, batch: Sequence[int]) -> int:
         """Tokens that a forward of these rows computes."""
@@ -91,13 +93,18 @@ class PackedLayout:
 
     def families(self, rows: Rows, batch: Sequence[int]) -> list[MicroBatch]:
         """The rows of each prompt that is computed once; a row alone where sharing gains nothing."""
-        if not self.shares:
-            return [(row,) for row in batch]
-        found: list[MicroBatch] = []
-        for family in _by_prompt(rows, batch):
-            shared = worth_sharing(int(rows.prompt_tokens_R[family[0]]), len(family))
-            found += [family] if shared else [(row,) for row in family]
-        return found
+        index = np.asarray(batch, dtype=np.int64)
+        if not self.shares or not len(index):
+            return [(int(row),) for row in batch]
+        number = np.unique(rows.prompt_R[index], return_inverse=True)[1]
+        gains = Gains.of(rows.prompt_tokens_R[index], rows.completion_tokens_R[index], self.attention, self.keys)
+        alone = len(index) + np.arange(len(index))
+        number = np.where(gains.joins_M, number, alone)
+        number = np.where(gains.worth(number), number, alone)
+        families: dict[int, list[int]] = {}
+        for row, family in zip(index.tolist(), number.tolist(), strict=True):
+            families.setdefault(family, []).append(row)
+        return [tuple(family) for family in families.values()]
 
     def _tokens(self, rows: Rows, family: MicroBatch) -> int:
         index = np.asarray(family)
@@ -117,13 +124,6 @@ class PackedLayout:
 
 
 Layout = PaddedLayout | PackedLayout
-
-
-def _by_prompt(rows: Rows, batch: Iterable[int]) -> list[MicroBatch]:
-    families: dict[int, list[int]] = {}
-    for row in batch:
-        families.setdefault(int(rows.prompt_R[row]), []).append(row)
-    return [tuple(family) for family in families.values()]
 
 
 def attention_cost(hidden: int, intermediate: int) -> float:
@@ -158,8 +158,8 @@ def _members(rows: Rows, members: Sequence[int], layout: Layout) -> Members:
     row_M = np.asarray(members, dtype=np.int64)
     columns = (rows.prompt_R, rows.rank_R, rows.prompt_tokens_R, rows.completion_tokens_R)
     prompt, rank, prompt_tokens, completion_tokens = (column[row_M] for column in columns)
-    shares = isinstance(layout, PackedLayout) and layout.shares
-    return Members.of(row_M, prompt, rank, prompt_tokens, completion_tokens, layout.attention, shares)
+    keys = layout.keys if isinstance(layout, PackedLayout) and layout.shares else None
+    return Members.of(row_M, prompt, rank, prompt_tokens, completion_tokens, layout.attention, keys)
 
 
 # ------------------------------------------------------------------------------------------------------- over the ranks

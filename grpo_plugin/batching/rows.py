@@ -15,7 +15,6 @@ Legend: N rows on this rank, R rows over all ranks, T tokens.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -24,8 +23,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from grpo_plugin.batching.exchange import Fields, Padded, move, select
-from grpo_plugin.batching.plan import Plan
+from grpo_plugin.batching.exchange import Fields, Padded, fitted_to, move
+from grpo_plugin.batching.plan import Plan, Rows
+from grpo_plugin.batching.prepared import Prepared
 from grpo_plugin.batching.ranks import Ranks
 from grpo_plugin.batching.table import Table
 from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS
@@ -106,18 +106,22 @@ class StepRows:
     table: Table
 
     @classmethod
-    def of(cls, batches: Sequence[dict[str, Any]], ranks: Ranks, sequence_ratios: bool = False) -> StepRows | None:
+    def of(
+        cls,
+        batches: Sequence[dict[str, Any]],
+        ranks: Ranks,
+        sequence_ratios: bool = False,
+        most_tokens: int = 0,
+    ) -> StepRows | None:
         """None where a batch holds what cannot be rearranged (images), or a prompt is empty; alike on all ranks.
 
-        `sequence_ratios` says that the ratios which correct for the sampling engine are those of whole completions.
+        `sequence_ratios` says that the ratios which correct for the sampling engine are those of whole completions;
+        `most_tokens` is what this rank's memory has room for in a micro-batch.
         """
         merged = _merged(batches, sequence_ratios)
-        if not _can_be_exchanged(merged, ranks):
-            return None
-        assert merged is not None
-        fields, values = merged
-        table = Table.of(fields, ranks)
-        if (table.rows.prompt_tokens_R == 0).any():
+        fields, values = merged or (None, {})
+        table = Table.of(fields, sum(len(batch["prompt_ids"]) for batch in batches), ranks, most_tokens)
+        if fields is None or table is None:
             return None
         counts = [batch[SURVIVORS] for batch in batches if SURVIVORS in batch]
         return cls(fields, values, len(batches[0]["advantages"]), sum(counts) if counts else None, table)
@@ -127,21 +131,30 @@ class StepRows:
         """TRL's rows on this rank."""
         return len(self.fields["advantages"])
 
-    def micro_batches(self, plan: Plan, ranks: Ranks, multiple: int | None) -> list[dict[str, Any]]:
-        """This rank's part of the plan, trimmed; a filler without loss where it has fewer micro-batches than others."""
+    def micro_batches(self, plan: Plan, ranks: Ranks, multiple: int | None) -> Prepared[dict[str, Any]]:
+        """This rank's part of the plan, trimmed; a filler without loss where it has fewer micro-batches than others.
+
+        Rows move between ranks here; what each micro-batch is made of is put together when it is asked for.
+        """
         held = move(self.fields, padded_fields(self.fields, self.table), self.table.rows.rank_R, plan, ranks)
-        found = []
-        for number, batch in enumerate(plan[ranks.rank]):
+
+        def make(number: int) -> dict[str, Any]:
+            batch = plan[ranks.rank][number]
             rows = _wide_enough(held.select(batch, multiple)) if batch else filler(self.fields, multiple)
-            shared = {name: value for name, value in self.values.items() if name != SURVIVORS}
-            shared[ROW_WEIGHT] = self.values.get(ROW_WEIGHT, 1.0) * len(batch) / self.batch_rows
-            shared[MICRO_BATCH_STATS] = self._stats(plan, number)
-            # What the step is made of is told once: the rows that came in, and how many of all ranks' survive.
-            shared[ROWS] = self.rows if number == 0 else 0
-            if self.survivors is not None:
-                shared[SURVIVORS] = self.survivors if number == 0 else 0.0
-            found.append({**_named_as_trl(rows), **shared})
-        return found
+            return {**_named_as_trl(rows), **self._in_common(plan, number, len(batch))}
+
+        return Prepared(len(plan[ranks.rank]), make)
+
+    def _in_common(self, plan: Plan, number: int, rows: int) -> dict[str, Any]:
+        """What a micro-batch of `rows` rows holds beside its rows."""
+        shared = {name: value for name, value in self.values.items() if name != SURVIVORS}
+        shared[ROW_WEIGHT] = self.values.get(ROW_WEIGHT, 1.0) * rows / self.batch_rows
+        shared[MICRO_BATCH_STATS] = self._stats(plan, number)
+        # What the step is made of is told once: the rows that came in, and how many of all ranks' survive.
+        shared[ROWS] = self.rows if number == 0 else 0
+        if self.survivors is not None:
+            shared[SURVIVORS] = self.survivors if number == 0 else 0.0
+        return shared
 
     def _stats(self, plan: Plan, number: int) -> MicroBatchStats:
         parts = [own[number] for own in plan]
@@ -162,27 +175,35 @@ def _merged(batches: Sequence[dict[str, Any]], sequence_ratios: bool) -> tuple[F
     return fields, {name: batches[0][name] for name in names if name in _STEP_VALUES}
 
 
-def _can_be_exchanged(merged: tuple[Fields, dict[str, Any]] | None, ranks: Ranks) -> bool:
-    """Whether the rows of all ranks are known here and have the same fields, of the same types."""
-    kinds = [] if merged is None else sorted(f"{name} {value.dtype}" for name, value in merged[0].items())
-    own = torch.tensor([zlib.crc32(" ".join(kinds).encode()) if kinds else -1], device=ranks.device)
-    everyones = ranks.gather(own)
-    return bool((everyones == everyones[0]).all()) and merged is not None
-
-
 def _named_as_trl(fields: Fields) -> Fields:
     return {RATIO if name == SEQUENCE_RATIO else name: value for name, value in fields.items()}
 
 
-def trimmed(batch: dict[str, Any], multiple: int | None, sequence_ratios: bool = False) -> dict[str, Any]:
-    """TRL's micro-batch, as narrow as its rows allow; itself if it holds what is not known here."""
-    merged = _merged([batch], sequence_ratios)
-    return batch if merged is None else {**_named_as_trl(_wide_enough(trim(merged[0], multiple))), **merged[1]}
+def trimmed(
+    batches: Sequence[dict[str, Any]], multiple: int | None, sequence_ratios: bool = False
+) -> tuple[list[dict[str, Any]], Rows | None]:
+    """TRL's micro-batches, each as narrow as its rows allow, and all their rows by the numbers that say so.
+
+    The numbers are read from the device in one copy. The micro-batches as they are, and None, where they hold what is
+    not known here or an empty prompt.
+    """
+    fields, _ = _merged(batches, sequence_ratios) or (None, {})
+    count, here = sum(len(batch["prompt_ids"]) for batch in batches), batches[0]["prompt_ids"].device
+    table = Table.of(fields, count, Ranks(0, 1, lambda value: value, here))
+    if fields is None or table is None:
+        return list(batches), None
+    padded, found, first = padded_fields(fields, table), [], 0
+    for batch in batches:
+        rows = range(first, first := first + len(batch["prompt_ids"]))
+        own = {name: value[rows.start : rows.stop] for name, value in fields.items()}
+        fitted = _named_as_trl(_wide_enough(fitted_to(own, padded, rows, multiple)))
+        found.append({**{name: value for name, value in batch.items() if value is not None}, **fitted})
+    return found, table.rows
 
 
 def filler(fields: Fields, multiple: int | None = None) -> Fields:
     """A row of one prompt token and no completion, for the collectives of a forward and backward."""
-    rows = fit(select(fields, [0]), multiple or 1, max(multiple or 1, _LEAST_WIDTH))
+    rows = fit({name: value[:1] for name, value in fields.items()}, multiple or 1, max(multiple or 1, _LEAST_WIDTH))
     of_the_row = ("prompt_ids", "prompt_mask", "completion_ids")
     return {
         name: value if name in of_the_row else torch.full_like(value, FIELDS[name].padding)
@@ -204,13 +225,6 @@ def padded_fields(fields: Fields, table: Table) -> dict[str, Padded]:
 
 
 # ------------------------------------------------------------------------------------------------------------ trimming
-
-
-def trim(fields: Fields, multiple: int | None = None) -> Fields:
-    """The fields, as wide as their longest prompt and completion, rounded up to a multiple; never narrower than 1."""
-    prompt, completion = (int(fields[name].sum(1).max()) for name in ("prompt_mask", "completion_mask"))
-    step = multiple or 1
-    return fit(fields, *(-(-max(1, tokens) // step) * step for tokens in (prompt, completion)))
 
 
 def fit(fields: Fields, prompt_width: int, completion_width: int) -> Fields:

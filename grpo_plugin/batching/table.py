@@ -7,6 +7,7 @@ Legend: N rows on this rank, R rows over all ranks.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,29 +27,47 @@ class Table:
     loss_tokens_R: Ints
     has_advantage_R: Ints
     width: int  # of the widest tensors as TRL padded them
+    most_tokens: int = 0  # what every rank's memory has room for in a micro-batch; 0 where a rank does not know
 
     @classmethod
-    def of(cls, fields: Fields, ranks: Ranks) -> Table:
-        width = fields["prompt_ids"].shape[1] + fields["completion_ids"].shape[1]
-        advantages = fields.get("advantages")
-        columns = [
-            fields["prompt_mask"].sum(1),
-            fields["completion_mask"].sum(1),
-            prompt_numbers(fields["prompt_ids"], fields["prompt_mask"]),
-            tokens_N(fields),
-            torch.ones(len(fields["prompt_ids"])) if advantages is None else advantages != 0,
-            torch.full((len(fields["prompt_ids"]),), width),
-        ]
-        device = fields["prompt_ids"].device
-        table = torch.stack([column.to(device=device, dtype=torch.int64) for column in columns], dim=1)
-        prompt, completion, number, loss, advantage, widths = ranks.gather(table).cpu().numpy().T
-        rank = np.repeat(np.arange(ranks.count), len(fields["prompt_ids"]))
-        return cls(Rows(prompt, completion, number, rank), loss, advantage, int(widths.max()))
+    def of(cls, fields: Fields | None, rows: int, ranks: Ranks, most_tokens: int = 0) -> Table | None:
+        """From each rank's `rows` rows, read from the device in one copy.
+
+        None, alike on all ranks, where one of them holds what cannot be rearranged (`fields` is None), an empty prompt,
+        or other fields or types than another.
+        """
+        own = torch.zeros((rows, len(_COLUMNS)), dtype=torch.int64) if fields is None else _columns(fields, most_tokens)
+        gathered = ranks.gather(own.to(ranks.device)).cpu().numpy().T
+        prompt, completion, number, loss, advantage, width, kinds, tokens = gathered
+        if not prompt.all() or (kinds != kinds[0]).any():
+            return None
+        rank = np.repeat(np.arange(ranks.count), rows)
+        found = Rows(prompt, completion, number, rank)
+        return cls(found, loss, advantage, int(width.max()), int(tokens.min()))
 
     def members(self, prune: bool) -> list[int]:
         """The rows that can have a gradient: those with tokens in the loss and, if `prune`, an advantage."""
         alive_R = (self.loss_tokens_R > 0) & ((self.has_advantage_R > 0) | (not prune))
         return [int(row) for row in np.flatnonzero(alive_R)]
+
+
+_COLUMNS = ("prompt", "completion", "number", "loss", "advantage", "width", "kinds", "most_tokens")
+
+
+def _columns(fields: Fields, most_tokens: int) -> torch.Tensor:
+    """A row of `_COLUMNS` for each row here, where the fields are."""
+    ids, advantages = fields["prompt_ids"], fields.get("advantages")
+    kinds = " ".join(sorted(f"{name} {value.dtype}" for name, value in fields.items()))
+    of_all = (ids.shape[1] + fields["completion_ids"].shape[1], zlib.crc32(kinds.encode()), most_tokens)
+    columns = [
+        fields["prompt_mask"].sum(1),
+        fields["completion_mask"].sum(1),
+        prompt_numbers(ids, fields["prompt_mask"]),
+        tokens_N(fields),
+        torch.ones_like(ids[:, 0]) if advantages is None else advantages != 0,
+        *(torch.full_like(ids[:, 0], value, dtype=torch.int64) for value in of_all),
+    ]
+    return torch.stack([column.to(torch.int64) for column in columns], dim=1)
 
 
 def prompt_numbers(ids_NT: torch.Tensor, mask_NT: torch.Tensor) -> torch.Tensor:

@@ -61,8 +61,7 @@ def drop_failed(
     bare_BG = torch.isnan(rewards_BGS).all(dim=2).cpu().numpy() & failed_BGS.any(axis=(1, 2))[:, None]
     dropped_BG = drop_small_groups(drops.completions_BG | bare_BG, min_group_size)
     dropped_R = torch.from_numpy(np.ascontiguousarray(dropped_BG)).to(rewards_RS.device).view(-1)
-    rewards_RS[dropped_R] = torch.nan
-    return rewards_RS, dropped_R
+    return rewards_RS.masked_fill(dropped_R[:, None], torch.nan), dropped_R
 
 
 def has_signal(
@@ -75,10 +74,10 @@ def has_signal(
     rewards that are normalized one by one before they are summed (TRL's `normalize_then_sum`).
     """
     if per_scorer:
-        values_RS = rewards_RS[:, weights_S != 0]
+        values_RS = rewards_RS.masked_fill(weights_S == 0, 0.0)
     else:
         values_RS = (rewards_RS * weights_S).nansum(dim=1, keepdim=True)  # as TRL 1.16, line 2766, sums them
-        values_RS[torch.isnan(rewards_RS).all(dim=1)] = torch.nan
+        values_RS = values_RS.masked_fill(torch.isnan(rewards_RS).all(dim=1, keepdim=True), torch.nan)
     values_BGS = values_RS.reshape(-1, group_size, values_RS.shape[1])
     none_BGS = torch.isnan(values_BGS)
     least_BS = values_BGS.masked_fill(none_BGS, torch.inf).amin(dim=1)

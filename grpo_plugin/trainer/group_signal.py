@@ -11,6 +11,7 @@ Legend: N rows on this rank, R rows of the global batch, S scorers.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,21 +69,27 @@ class GroupSignalTrainer(DropFailedTrainer):
         rows = len(batch["advantages"])
         first = self.accelerator.process_index * rows
         batch["advantages"] = batch["advantages"].masked_fill(~signal_R[first : first + rows], 0.0)
+        dropped_R = torch.zeros_like(signal_R) if self._dropped_R is None else self._dropped_R
+        together = has_signal(rewards_RS, weights_S, len(rewards_RS)) if self._is_scaled_by_batch else signal_R
+        # The host reads once, and waits once for the device.
+        signal, dropped, of_batch = torch.stack([signal_R, dropped_R, together]).tolist()
         logged = self._logs["advantages"]  # a deque of the last generation's (TRL 1.16, line 2837)
-        for row in torch.nonzero(~signal_R).flatten().tolist():
-            logged[row - len(signal_R)] = 0.0
-        self._metrics["train"][_METRIC][-1] = self._share_without(signal_R, rewards_RS, weights_S)
+        for row in (row for row, has in enumerate(signal) if not has):
+            logged[row - len(signal)] = 0.0
+        survivors = [not has for has, gone in zip(signal, dropped, strict=True) if not gone]
+        share = _mean(survivors) if self._is_scaled_by_group else float(not any(of_batch))
+        self._metrics["train"][_METRIC][-1] = share
 
     @property
     def _is_scaled_by_group(self) -> bool:
         """Whether TRL's metric is one of groups; else it is 1 or 0 for the whole batch (TRL 1.16, line 2777)."""
         return self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards != "batch"
 
-    def _share_without(self, signal_R: torch.Tensor, rewards_RS: torch.Tensor, weights_S: torch.Tensor) -> float:
-        """The share of the survivors whose group has no signal; NaN without survivors."""
-        if self._is_scaled_by_group:
-            silent_R = ~signal_R if self._dropped_R is None else ~signal_R[~self._dropped_R]
-            return silent_R.float().mean().item()
-        if self.multi_objective_aggregation == "sum_then_normalize":
-            signal_R = has_signal(rewards_RS, weights_S, len(rewards_RS))
-        return float(not signal_R.any())
+    @property
+    def _is_scaled_by_batch(self) -> bool:
+        return self.multi_objective_aggregation == "sum_then_normalize" and self.scale_rewards == "batch"
+
+
+def _mean(values: list[bool]) -> float:
+    """NaN of none."""
+    return sum(values) / len(values) if values else math.nan

@@ -17,6 +17,7 @@ import torch
 from accelerate.logging import get_logger
 from trl import GRPOTrainer
 
+from grpo_plugin.batching.auto_budget import AutoBudget, MemoryMeter, meter_of
 from grpo_plugin.batching.exactness import reason_to_keep_padding
 from grpo_plugin.batching.forward import PACKING, find_layout, packed_forward, with_packing
 from grpo_plugin.batching.kernels import unused_kernels
@@ -39,6 +40,7 @@ class LogProbsTrainer(GRPOTrainer):
     accelerator: Any
     # On the class, for trainers made without __init__.
     _layout_found: tuple[Layout | None] | None = None
+    _memory_meter: MemoryMeter | None = None  # in place of the device's own
     _packing: DeviceIndex | None = None  # of the micro-batch that is due, where it is known
 
     @property
@@ -92,8 +94,10 @@ class LogProbsTrainer(GRPOTrainer):
         # chunks of `batch_size`, and with gradient for one micro-batch.
         layout = self._layout if setting(self.args, "token_batches") and self.model.training else None
         known = not compute_aux_loss and all(value is None for value in multimodal.values())
-        if layout is not None and not torch.is_grad_enabled() and not compute_entropy and self._ranks.all(known):
-            return self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size), None, None
+        if layout is not None and not torch.is_grad_enabled() and not compute_entropy:
+            spread = self._log_probs(model, input_ids, attention_mask, logits_to_keep, batch_size, known)
+            if spread is not None:
+                return spread, None, None
         if isinstance(layout, PackedLayout) and torch.is_grad_enabled() and known:
             autocast, packing = self.accelerator.autocast, self._packing
             found = packed_forward(model, input_ids, attention_mask, logits_to_keep, layout, autocast, packing)
@@ -112,24 +116,39 @@ class LogProbsTrainer(GRPOTrainer):
     # ----------------------------------------------------------------------------------- a generation, without gradient
 
     def _log_probs(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, width: int, batch_size: int | None
-    ) -> torch.Tensor:
-        """The log-probabilities of completions that are `width` wide, shape (N, T)."""
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        width: int,
+        batch_size: int | None,
+        known: bool,
+    ) -> torch.Tensor | None:
+        """The log-probabilities of completions that are `width` wide, shape (N, T); None where rows go TRL's way."""
 
         def make() -> tuple[LogProbRows | None, torch.Tensor]:
-            rows = LogProbRows.of(input_ids, attention_mask, width, self._ranks, self._log_prob_plan(batch_size))
+            rows = LogProbRows.of(
+                input_ids,
+                attention_mask,
+                width,
+                self._ranks,
+                self._log_prob_plan(batch_size),
+                known=known,
+                most_tokens=self._most_tokens,
+            )
             return rows, attention_mask  # which is kept so that its id stays its own
 
         key = (id(attention_mask), width, batch_size)
         rows, _ = self._log_prob_rows.get(input_ids, key, make)  # the same for old and for reference log-probabilities
-        if rows is None:
-            whole = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, width, batch_size=batch_size
-            )
-            return whole[0]
-        own = rows.plan[self._ranks.rank]
-        parts = with_packing(rows.parts(self.pad_to_multiple_of), own, rows.table.rows, self._layout)
-        return rows.returned([self._log_probs_of(model, part) for part in parts])
+        return None if rows is None else self._computed(model, rows)
+
+    def _computed(self, model: Any, rows: LogProbRows) -> torch.Tensor:
+        """Forward by forward; the tensors of the next are made while the device computes this one."""
+        parts, own, values = rows.parts(self.pad_to_multiple_of), rows.plan[self._ranks.rank], []
+        for number, batch in enumerate(own):
+            (part,) = with_packing([parts[number]], [batch], rows.table.rows, self._layout)
+            values.append(self._log_probs_of(model, part))
+        return rows.returned(values)
 
     @functools.cached_property
     def _log_prob_rows(self) -> Memo:
@@ -146,8 +165,27 @@ class LogProbsTrainer(GRPOTrainer):
         return make
 
     def _budget(self, rows: int, table: Table) -> int:
-        """The most tokens of a micro-batch: the setting, or what `rows` rows of TRL's width take."""
-        return setting(self.args, "max_tokens_per_micro_batch") or rows * table.width
+        """The most tokens of a micro-batch: the setting, or what memory has room for, or `rows` rows of TRL's width."""
+        most = setting(self.args, "max_tokens_per_micro_batch")
+        return most if isinstance(most, int) else table.most_tokens or rows * table.width
+
+    @functools.cached_property
+    def _auto_budget(self) -> AutoBudget | None:
+        """What learns the budget, if it is to be learnt and there is memory to measure."""
+        if setting(self.args, "max_tokens_per_micro_batch") != "auto":
+            return None
+        meter = self._memory_meter or meter_of(self.accelerator.device)
+        if meter is None:
+            logger.warning_once(
+                f"max_tokens_per_micro_batch 'auto' measures the memory of CUDA devices; on {self.accelerator.device} "
+                "micro-batches take what stock TRL's take"
+            )
+        return None if meter is None else AutoBudget(meter)
+
+    @property
+    def _most_tokens(self) -> int:
+        """What this rank's memory has room for in a micro-batch, 0 where that is not known."""
+        return 0 if self._auto_budget is None else self._auto_budget.tokens
 
     def _log_probs_of(self, model: Any, part: Batch) -> torch.Tensor:
         """Of one forward's rows, as wide as their completions."""

@@ -4,9 +4,12 @@ Short overrides around `super()`. `batching.plan` decides which rows go together
 them, `batching.exactness` says when neither may happen. Knows nothing of rewards.
 
 TRL's loop makes A calls for an optimizer step, each of which runs a micro-batch of B rows. This trainer takes all rows
-of the step in the first call and makes micro-batches of tokens of them. The same A calls run those: where they are
+of the step in the first call and plans micro-batches of tokens of them. The same A calls run those: where they are
 fewer than A the first calls run none, where they are more a call runs several. The last call, in which gradients are
 reduced and the optimizer steps, always runs at least one.
+
+The step reads from the device once, when it is planned. The tensors of a micro-batch are made when the one before it
+has been launched, so that a device that computes asynchronously hides that work.
 
 Legend: N rows on this rank, R rows over all ranks, A gradient accumulation steps, B rows of TRL's micro-batch.
 """
@@ -17,18 +20,21 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 
+from grpo_plugin.batching.auto_budget import AutoBudget
 from grpo_plugin.batching.exactness import reason_to_keep_micro_batches, reason_to_keep_rows
 from grpo_plugin.batching.forward import PACKING, with_packing
 from grpo_plugin.batching.memo import Memo
 from grpo_plugin.batching.metrics import StepMetrics, UnevenRows
-from grpo_plugin.batching.plan import Layout, Plan, make_plan
+from grpo_plugin.batching.packing import DeviceIndex
+from grpo_plugin.batching.plan import Layout, MicroBatch, Plan, Rows, make_plan
+from grpo_plugin.batching.prepared import Prepared
 from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, StepRows, trimmed
 from grpo_plugin.batching.table import Table
 from grpo_plugin.config import setting
@@ -43,15 +49,17 @@ class TokenBatchTrainer(LogProbsTrainer):
 
     beta: float
     # On the class, for trainers made without __init__, as in TRL's own tests.
-    _schedule: tuple[list[Batch], ...] = ()
-    _due: list[Batch] | None = None
+    _micro_batches: Prepared[Batch] = Prepared.of([])  # of the optimizer step, or its part that one generation holds
+    _schedule: tuple[list[int], ...] = ()  # their numbers, for each call that is still to come
+    _due: list[int] | None = None
     _calls_in_step = 0
     _step_metrics: StepMetrics | None = None
     _kl_beta = 0.0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         # What a run that was stopped within a step may have left.
-        self._schedule, self._calls_in_step, self._step_metrics = (), 0, None
+        self._micro_batches, self._schedule = Prepared.of([]), ()
+        self._calls_in_step, self._step_metrics = 0, None
         return super().train(*args, **kwargs)
 
     # --------------------------------------------------------------------------------------------- one call of the loop
@@ -71,6 +79,7 @@ class TokenBatchTrainer(LogProbsTrainer):
         try:
             if self._due:
                 loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+                self._launched(self._due[-1])
                 return loss
             self._step += 1  # all that TRL's would have changed
             return torch.zeros((), device=self.accelerator.device)
@@ -91,12 +100,30 @@ class TokenBatchTrainer(LogProbsTrainer):
             return loss
         *first, last = inputs
         total = torch.zeros((), device=self.accelerator.device)
-        for batch in first:
+        for number in first:
             with self._before_the_last(model):
-                loss = self._compute_loss(model, batch)
+                loss = self._loss_of(model, number)
                 self.accelerator.backward(loss, **self._backward_options())
+            self._launched(number)
             total += loss.detach()
-        return self._compute_loss(model, last) + total
+        return self._loss_of(model, last) + total
+
+    def _loss_of(self, model: Any, number: int) -> torch.Tensor:
+        batch = self._micro_batches[number]
+        if self._measured_by is not None:
+            self._measured_by.begin(first=number == 0)
+        return self._compute_loss(model, batch)
+
+    def _launched(self, number: int) -> None:
+        """What is done while the device computes this micro-batch: the tensors of the next one are made."""
+        if self._measured_by is not None:
+            self._measured_by.end(_tokens(self._micro_batches[number]))
+        self._micro_batches.prepare(number + 1)
+
+    @property
+    def _measured_by(self) -> AutoBudget | None:
+        """None in the first optimizer step, at whose end the optimizer allocates its state."""
+        return self._auto_budget if self.state.global_step else None
 
     @contextlib.contextmanager
     def _before_the_last(self, model: Any) -> Iterator[None]:
@@ -123,8 +150,8 @@ class TokenBatchTrainer(LogProbsTrainer):
 
     # ---------------------------------------------------------------------------------------------------- micro-batches
 
-    def _next_due(self) -> list[Batch]:
-        """The micro-batches of this call; makes those of the whole optimizer step in its first."""
+    def _next_due(self) -> list[int]:
+        """The micro-batches of this call; plans those of the whole optimizer step in its first."""
         if not self._schedule:
             # TRL 1.16, line 1541: an item of `_buffered_inputs` a call, `steps_per_generation` of them a generation.
             place = self._step % self.args.steps_per_generation
@@ -132,17 +159,18 @@ class TokenBatchTrainer(LogProbsTrainer):
                 self.current_gradient_accumulation_steps - self._calls_in_step,
                 self.args.steps_per_generation - place,
             )
-            self._schedule = _over_calls(self._micro_batches_of_step(place, calls), calls)
+            self._micro_batches = self._micro_batches_of_step(place, calls)
+            self._schedule = _over_calls(len(self._micro_batches), calls)
         due, *rest = self._schedule
         self._schedule = tuple(rest)
         return due
 
-    def _micro_batches_of_step(self, place: int, calls: int) -> list[Batch]:
+    def _micro_batches_of_step(self, place: int, calls: int) -> Prepared[Batch]:
         """Made once a generation, also where TRL trains on it several times (`num_iterations`)."""
         generation = self._buffered_inputs
 
-        def make() -> tuple[list[Batch], dict[str, float]]:
-            return self._micro_batches(generation[place : place + calls])
+        def make() -> tuple[Prepared[Batch], dict[str, float]]:
+            return self._made_of(generation[place : place + calls])
 
         again = self.num_iterations > 1
         batches, metrics = self._steps.get(generation, (place, calls), make) if again else make()
@@ -154,19 +182,19 @@ class TokenBatchTrainer(LogProbsTrainer):
     def _steps(self) -> Memo:
         return Memo()
 
-    def _micro_batches(self, batches: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
+    def _made_of(self, batches: list[Batch]) -> tuple[Prepared[Batch], dict[str, float]]:
         """What the optimizer step runs: TRL's batches as they are, trimmed, or regrouped; and what to log of it."""
         layout = self._layout
         if layout is None:
-            return batches, {}
+            return Prepared.of(batches), {}
         reason = reason_to_keep_micro_batches(self)
         if reason:
             logger.warning_once(f"micro-batches stay TRL's and are only trimmed, since {reason}")
-            return [trimmed(batch, self.pad_to_multiple_of, self._sequence_ratios) for batch in batches], {}
-        step_rows = StepRows.of(batches, self._ranks, self._sequence_ratios)
+            return self._trimmed(batches, layout), {}
+        step_rows = StepRows.of(batches, self._ranks, self._sequence_ratios, self._most_tokens)
         if step_rows is None:
             logger.warning_once("a batch with images, an empty prompt or an advantage a token goes TRL's way")
-            return batches, {}
+            return Prepared.of(batches), {}
         reason = reason_to_keep_rows(self, batches[0], bool(self._kl_beta))
         if reason:
             logger.warning_once(f"rows without advantage are trained all the same, since {reason}")
@@ -174,8 +202,17 @@ class TokenBatchTrainer(LogProbsTrainer):
         budget = self._budget(self.args.per_device_train_batch_size, step_rows.table)
         plan = make_plan(step_rows.table.rows, members, self._ranks.count, budget, layout)
         micro_batches = step_rows.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
-        micro_batches = with_packing(micro_batches, plan[self._ranks.rank], step_rows.table.rows, layout)
-        return micro_batches, _plan_metrics(step_rows.table, plan, len(members), layout)
+        own, rows = plan[self._ranks.rank], step_rows.table.rows
+        metrics = _plan_metrics(step_rows.table, plan, len(members), layout)
+        return _packed(micro_batches, own, rows, layout), {**metrics, "batches/budget": budget}
+
+    def _trimmed(self, batches: list[Batch], layout: Layout) -> Prepared[Batch]:
+        found, rows = trimmed(batches, self.pad_to_multiple_of, self._sequence_ratios)
+        if rows is None:
+            return Prepared.of(found)
+        each = len(rows.rank_R) // len(found)
+        own = [tuple(range(number * each, (number + 1) * each)) for number in range(len(found))]
+        return _packed(Prepared.of(found), own, rows, layout)
 
     @property
     def _sequence_ratios(self) -> bool:
@@ -237,10 +274,23 @@ def _plan_metrics(table: Table, plan: Plan, members: int, layout: Layout) -> dic
     }
 
 
-def _over_calls(batches: list[Batch], calls: int) -> tuple[list[Batch], ...]:
-    """Micro-batches for each call: none in the first calls where they are fewer, else about as many in each."""
-    if len(batches) <= calls:
-        return tuple([[] for _ in range(calls - len(batches))] + [[batch] for batch in batches])
-    each, more = divmod(len(batches), calls)
+def _packed(micro_batches: Prepared[Batch], own: Sequence[MicroBatch], rows: Rows, layout: Layout) -> Prepared[Batch]:
+    """With where the tokens of each go in a packed forward."""
+    return Prepared(len(own), lambda number: with_packing([micro_batches[number]], [own[number]], rows, layout)[0])
+
+
+def _tokens(batch: Batch) -> int:
+    """That a forward of this micro-batch computes."""
+    packing: DeviceIndex | None = batch.get(PACKING)
+    if packing is not None:
+        return sum(packing.index.lengths)
+    return sum(int(batch[name].numel()) for name in ("prompt_ids", "completion_ids"))
+
+
+def _over_calls(count: int, calls: int) -> tuple[list[int], ...]:
+    """The numbers of micro-batches for each call: none in the first calls where they are fewer, else about as many."""
+    if count <= calls:
+        return tuple([[] for _ in range(calls - count)] + [[number] for number in range(count)])
+    each, more = divmod(count, calls)
     ends = [number * each + min(number, more) for number in range(calls + 1)]
-    return tuple(batches[start:end] for start, end in itertools.pairwise(ends))
+    return tuple(list(range(start, end)) for start, end in itertools.pairwise(ends))

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.support import scoring
 from tests.support.builders import make_dataset
+from tests.support.memory import SavedTensors
 
 
 def fixed_rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
@@ -86,6 +87,8 @@ def main(path: Path) -> None:
     )
     if spec.get("corrects_for_sampler"):
         correct_for_sampler(trainer)
+    if remote and spec.get("room_bytes"):
+        trainer._memory_meter = SavedTensors(spec["room_bytes"][trainer.accelerator.process_index])
     if spec.get("late_s") and trainer.accelerator.process_index == 1:
         be_late(trainer, spec["late_s"])
     batches: list[dict[str, Any]] = []

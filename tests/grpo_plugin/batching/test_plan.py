@@ -24,7 +24,6 @@ from grpo_plugin.batching.plan import (
     attention_cost,
     make_plan,
 )
-from grpo_plugin.batching.units import worth_sharing
 
 PADDED, PACKED, SHARED = (
     PaddedLayout(attention=0.0),
@@ -275,13 +274,6 @@ def test_a_family_is_torn_apart_where_that_lets_ranks_share_the_work() -> None:
     found = rows(*[(0, 20, 100) for _ in range(8)], ranks=2)
     plan = make_plan(found, range(8), 2, 10_000, SHARED)
     assert [len(own[0]) for own in plan] == [4, 4]
-
-
-def test_a_short_prompt_is_computed_each_time() -> None:
-    assert not worth_sharing(prompt_tokens=5, rows=8)
-    assert worth_sharing(prompt_tokens=100, rows=8)
-    assert not worth_sharing(prompt_tokens=100, rows=1)
-    assert SHARED.families(rows((0, 5, 9), (0, 5, 9)), [0, 1]) == [(0,), (1,)]
 
 
 def test_attention_costs_what_a_layer_of_two_widths_says() -> None:

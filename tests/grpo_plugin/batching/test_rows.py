@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grpo_plugin.batching.ranks import Ranks
-from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, StepRows, trim, trimmed
+from grpo_plugin.batching.rows import MICRO_BATCH_STATS, MicroBatchStats, StepRows, trimmed
 from grpo_plugin.rewards.survivors import KEPT, ROW_WEIGHT, ROWS, SURVIVORS
 from tests.support.ranks import on_ranks
 
@@ -31,22 +31,25 @@ def batch(*lengths: tuple[int, int], advantages: list[float] | None = None, firs
 
 
 def test_a_micro_batch_is_as_narrow_as_its_rows_allow_and_never_nothing() -> None:
-    fields = {name: value for name, value in batch((3, 5), (1, 2)).items() if name != "num_items_in_batch"}
-    one = {name: value[1:] for name, value in fields.items()}
-    assert {name: value.shape[1:] for name, value in trim(one).items()} == {
+    made = {name: value for name, value in batch((3, 5), (1, 2), (2, 0)).items() if name != "num_items_in_batch"}
+    one, none = ({name: value[row : row + 1] for name, value in made.items()} for row in (1, 2))
+    (found, nothing), rows = trimmed([one, none], None)
+    assert {name: value.shape[1:] for name, value in found.items()} == {
         **dict.fromkeys(("prompt_ids", "prompt_mask"), (1,)),
         **dict.fromkeys(("completion_ids", "completion_mask", "old_per_token_logps"), (2,)),
         "advantages": (),
     }
-    assert trim(one, multiple=4)["completion_ids"].tolist() == [[11, 11, 0, 0]]
-    assert trim(one, multiple=4)["prompt_ids"].tolist() == [[0, 0, 0, 11]]
-    one["completion_mask"] = torch.zeros_like(one["completion_mask"])
-    assert trim(one)["completion_ids"].shape == (1, 1)
+    assert nothing["completion_ids"].tolist() == [[0, 0]]
+    assert rows is not None
+    assert (rows.prompt_tokens_R.tolist(), rows.completion_tokens_R.tolist()) == ([1, 2], [2, 0])
+    (wider, _), _ = trimmed([one, none], 4)
+    assert wider["completion_ids"].tolist() == [[11, 11, 0, 0]]
+    assert wider["prompt_ids"].tolist() == [[0, 0, 0, 11]]
 
 
 def test_completions_of_a_micro_batch_are_two_wide_at_least_since_trl_takes_width_1_for_a_value_a_row() -> None:
     made = batch((2, 1), (2, 1))
-    assert trimmed(made, None)["completion_mask"].tolist() == [[1, 0], [1, 0]]
+    assert trimmed([made], None)[0][0]["completion_mask"].tolist() == [[1, 0], [1, 0]]
     step_rows = StepRows.of([made], ONE)
     assert step_rows is not None
     for found in step_rows.micro_batches((((0, 1), ()),), ONE, None):
@@ -58,7 +61,7 @@ def test_the_ratio_of_a_whole_completion_is_told_by_its_name_also_where_every_co
     def act(ranks: Ranks) -> Any:
         made = batch((2, 1), (2, 1)) if ranks.rank == 0 else batch((2, 5), (2, 3))
         made["importance_sampling_ratio"] = torch.tensor([[0.5], [2.0]]) + ranks.rank
-        assert trimmed(made, None, sequence_ratios=True)["importance_sampling_ratio"].shape == (2, 1)
+        assert trimmed([made], None, sequence_ratios=True)[0][0]["importance_sampling_ratio"].shape == (2, 1)
         step_rows = StepRows.of([made], ranks, sequence_ratios=True)
         assert step_rows is not None
         (found,) = step_rows.micro_batches((((0, 3),), ((1, 2),)), ranks, None)
@@ -106,7 +109,7 @@ def test_a_filler_has_ratio_1_and_no_advantage_whatever_the_row_it_is_made_of() 
 def test_what_is_not_known_is_left_alone(more: dict[str, Any]) -> None:
     made = {**batch((2, 3), (2, 3)), **more}
     assert StepRows.of([made], ONE) is None
-    assert trimmed(made, None) is made
+    assert trimmed([made], None) == ([made], None)
 
 
 def test_advantages_a_token_and_empty_prompts_are_left_alone() -> None:

@@ -70,7 +70,8 @@ def test_a_table_is_read_from_the_device_as_a_whole() -> None:
 
     ranks = Ranks(0, 1, lambda value: value.as_subclass(Counted))
     with HostReads() as reads:
-        table = Table.of(fields, ranks)
+        table = Table.of(fields, len(ids), ranks)
+    assert table is not None
     assert (reads.count, len(copies)) == (0, 1)
     assert table.rows.prompt_R[0] == table.rows.prompt_R[1] != table.rows.prompt_R[2]
     assert table.rows.completion_tokens_R.tolist() == [2, 2, 1]

@@ -1,9 +1,15 @@
-"""How often the host reads values from the device: on a GPU each read waits for all that was launched before it."""
+"""What the host waits for: each read from a device waits for all that was launched before it.
+
+A CPU's tensors do not tell that a device's would be read, so that calls of the methods that give the host a value are
+counted, each for the file of ours that made the call.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +17,114 @@ import pytest
 import torch
 
 from grpo_plugin import RemoteGRPOTrainer
+from grpo_plugin.batching.exchange import HeldRows
+from grpo_plugin.batching.prepared import Prepared
 from tests.support import scoring
 from tests.support.training import train_skewed
 
 pytestmark = pytest.mark.slow
 
-# What the trial at start-up reads is read once a run.
-TRIAL = {"trial.py", "trial_rows.py", "embedding_gradient.py", "masks.py", "varlen.py"}
+# The trial at start-up, once a run, and the function of `forward.py` that only it uses.
+TRIAL = {"trial.py", "trial_rows.py", "embedding_gradient.py", "masks.py", "varlen.py", "read_rows"}
+
+READING = ("cpu", "item", "tolist", "__bool__", "__int__", "__float__", "__index__")
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each of our files read a tensor's values. A CPU's tensors do not tell that a device's would be read."""
+@contextmanager
+def waits() -> Iterator[Counter[str]]:
+    """How often each of our files waits for the device inside, the trial left out."""
     found: Counter[str] = Counter()
+    patch = pytest.MonkeyPatch()
 
-    def counted(name: str) -> None:
-        inner = getattr(torch.Tensor, name)
+    def counted(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
 
-        def read(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            path = Path(sys._getframe(1).f_code.co_filename)
-            if path.parent.parent.name == "grpo_plugin":
+        def call(*args: Any, **kwargs: Any) -> Any:
+            code = sys._getframe(1).f_code
+            path = Path(code.co_filename)
+            if path.parent.parent.name == "grpo_plugin" and not TRIAL.intersection((path.name, code.co_name)):
                 found[path.name] += 1
-            return inner(tensor, *args, **kwargs)
+            return inner(*args, **kwargs)
 
-        monkeypatch.setattr(torch.Tensor, name, read)
+        patch.setattr(owner, name, call)
 
-    for name in ("cpu", "item", "tolist", "__bool__", "__int__", "__float__", "__index__"):
-        counted(name)
-    return found
+    for name in READING:
+        counted(torch.Tensor, name)
+    try:
+        yield found
+    finally:
+        patch.undo()
 
 
-def test_a_step_reads_twice_from_the_device_however_many_micro_batches_it_has(
-    tiny_model: str, tmp_path: Path, reads: Counter[str]
+# Two optimizer steps a generation, each taken twice, with old and reference log-probabilities.
+EVERYTHING = {"num_iterations": 2, "steps_per_generation": 8, "max_steps": 8, "beta": 0.1}
+STEPS, GENERATIONS = 8, 2
+LAYOUTS = {
+    "shared": {},
+    "packed": {"shared_prefix": False},
+    "padded": {"padding_free": False},
+    "TRL's micro-batches, trimmed": {"loss_type": "bnpo"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_host_waits_once_a_plan_and_once_for_rewards_however_many_micro_batches_there_are(
+    tiny_model: str, tmp_path: Path, layout: str
 ) -> None:
-    steps, found, forwards = 4, [], []
+    found, forwards = [], []
     for budget in (None, 40):
-        reads.clear()
-        options = {"max_steps": steps, "max_tokens_per_micro_batch": budget}
-        trainer = train_skewed(RemoteGRPOTrainer, tmp_path, tiny_model, reward=scoring.vowels, **options)
-        found.append(dict(reads))
+        changes = {**EVERYTHING, **LAYOUTS[layout], "max_tokens_per_micro_batch": budget}
+        with waits() as counted:
+            trainer = train_skewed(RemoteGRPOTrainer, tmp_path, tiny_model, reward=scoring.vowels, **changes)
+        found.append(dict(counted))
         forwards.append(trainer.counting.forwards)
-    assert forwards[1] > 2 * forwards[0]
+    assert forwards[1] > 2 * forwards[0] or layout == "TRL's micro-batches, trimmed"
     assert found[0] == found[1]
-    in_the_trial = found[0].pop("forward.py")  # lengths of the trial's rows, which no plan knows
-    assert in_the_trial < 8
-    in_a_step = {name: count for name, count in found[0].items() if name not in TRIAL | {"group_signal.py"}}
-    assert sum(in_a_step.values()) <= 2 * steps, in_a_step
+    # A plan of the log-probabilities, one of each of the two optimizer steps, and the rewards, once a generation.
+    assert found[0] == {"table.py": 3 * GENERATIONS, "group_signal.py": GENERATIONS}
+    assert sum(found[0].values()) <= 2 * STEPS
+
+
+def test_the_next_micro_batch_is_made_once_this_one_is_launched_and_before_its_call_ends(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def told(owner: Any, name: str, before: str = "", after: str = "") -> None:
+        inner = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            events.extend([before] if before else [])
+            result = inner(*args, **kwargs)
+            events.extend([after] if after else [])
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    told(HeldRows, "select", before="made")
+    told(RemoteGRPOTrainer, "_compute_loss", before="forward")
+    told(RemoteGRPOTrainer, "training_step", after="call ends")
+    told(torch.Tensor, "backward", after="launched")
+    options = {"max_steps": 1, "max_tokens_per_micro_batch": 40, "per_device_train_batch_size": 8}
+    train_skewed(
+        RemoteGRPOTrainer, tmp_path, tiny_model, reward=scoring.vowels, gradient_accumulation_steps=2, **options
+    )
+    one = ["forward", "launched", "made"]
+    first, second = (" ".join(part.split()) for part in " ".join(events).split("call ends")[:2])
+    assert first.count("forward") > 1
+    assert first.split() == ["made", *one * first.count("forward")]
+    assert second.split() == [*one * (second.count("forward") - 1), "forward", "launched"]
+
+
+def test_a_prepared_value_is_made_once_and_only_when_it_is_asked_for() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> str:
+        made.append(number)
+        return f"batch {number}"
+
+    values = Prepared(3, make)
+    assert (len(values), made) == (3, [])
+    assert (values[1], values[1], made) == ("batch 1", "batch 1", [1])
+    values.prepare(3)
+    assert (list(values), made) == (["batch 0", "batch 1", "batch 2"], [1, 0, 2])

@@ -163,7 +163,10 @@ def test_looking_ahead_hands_out_every_batch_once_and_in_order() -> None:
     [
         ({"score_ahead": 2, "reward_endpoint": "a:1"}, "score_ahead is a number of batches, 0 or 1, not 2"),
         ({"score_ahead": 1}, "name one by reward_endpoint or reward_config"),
-        ({"max_tokens_per_micro_batch": 0}, "max_tokens_per_micro_batch must be at least 1, not 0"),
+        (
+            {"max_tokens_per_micro_batch": 0},
+            "max_tokens_per_micro_batch must be a number of at least 1, or 'auto', not 0",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
