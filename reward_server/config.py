@@ -61,7 +61,7 @@ def _in_folder(path: Path | None, info: ValidationInfo) -> Path | None:
 
 
 class TLSConfig(BaseModel):
-    """Encryption for every host:port of `listen`. The files are PEM, and are read when the server starts."""
+    """Encryption for every host:port of `listen`. The files are PEM, and are read again when they change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

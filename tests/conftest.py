@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL calls rollout_func experimental in a warning
 
 import gc
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 
 from reward_server.launch import ServerProcess, launch_server
 from tests.support.builders import save_tiny_model
+from tests.support.certificates import Certificates
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,6 +41,13 @@ def pytest_collection_finish() -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a tiny causal LM and its tokenizer."""
     return str(save_tiny_model(tmp_path_factory.mktemp("tiny-model")))
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command makes the certificates, and is not here")
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

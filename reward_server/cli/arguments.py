@@ -24,6 +24,11 @@ def add_source(parser: Any) -> None:
         "--config", metavar="FILE", help="score in this process with this configuration; - reads standard input"
     )
     source.add_argument("--endpoint", metavar="E", help="ask a running server: host:port or unix:path")
+    add_credentials(parser)
+
+
+def add_credentials(parser: Any) -> None:
+    """Adds the credentials for an endpoint: `--token-file` and `--tls-ca`."""
     parser.add_argument("--token-file", metavar="FILE", help="token for the endpoint; else REWARD_TOKEN, if it is set")
     parser.add_argument(
         "--tls-ca", metavar="FILE", help="connect with TLS; PEM certificates that the endpoint's must be signed by"

@@ -1,7 +1,7 @@
 """The `reward-server` command: its subcommands, their arguments and its exit codes.
 
-Owns the parser. `serve`, `commands` (check and score), `evaluate` (test, attack, rescore), `view`
-and `schema` do the work.
+Owns the parser. `serve`, `commands` (check and score), `health`, `evaluate` (test, attack,
+rescore), `view` and `schema` do the work.
 Bad input ends with one line `error: …` and exit code 1; a traceback is shown only of the user's own code.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reward_server import __version__
-from reward_server.cli import commands, evaluate, serve, view
+from reward_server.cli import commands, evaluate, health, serve, view
 from reward_server.cli.arguments import add_config, add_source, credentials, read_config, seconds
 from reward_server.cli.schema import config_schema
 from reward_server.client import RewardClient
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_command(subcommands)
     _add_check(subcommands)
     _add_score(subcommands)
+    health.add_command(subcommands)
     _add_schema(subcommands)
     evaluate.add_commands(subcommands)
     view.add_commands(subcommands)

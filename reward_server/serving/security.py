@@ -1,8 +1,8 @@
-"""Authentication and encryption: TLS from files, and bearer tokens from a file that may change.
+"""Authentication and encryption: TLS (`certificates`), and bearer tokens from a file that may change.
 
-Owns the certificates and tokens of a server, and the rule about the addresses that it may listen on with or without
-them. Health and reflection need no token: they tell only that the server lives, and the published `.proto`. Knows
-nothing of the content of calls.
+Owns the tokens of a server, and the rule about the addresses that it may listen on with or without TLS and tokens.
+Health and reflection need no token: they tell only that the server lives, and the published `.proto`. Knows nothing of
+the content of calls.
 
     security = Security(config)                 raises ConfigError, by field
     security.refuse_exposed(addresses)
@@ -11,20 +11,16 @@ nothing of the content of calls.
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import logging
-import os
 import re
-import ssl
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import grpc
-
 from reward_server.addresses import Address
-from reward_server.config import ServerConfig, TLSConfig
+from reward_server.config import ServerConfig
 from reward_server.errors import ConfigError, CredentialsError
+from reward_server.serving.certificates import Certificates, read_file, state_of
 
 log = logging.getLogger("reward_server")
 
@@ -32,11 +28,11 @@ _BEARER = "bearer "
 
 
 class Security:
-    """The credentials of a server. Certificates are read once, and tokens whenever their file changes."""
+    """The credentials of a server. Certificates and tokens are read again when their files change."""
 
     def __init__(self, config: ServerConfig):
         """Raises ConfigError for files that cannot be used; it names the field, the path and the reason."""
-        self.tls = None if config.tls is None else _tls_credentials(config.tls)
+        self.tls = None if config.tls is None else Certificates(config.tls).credentials()
         self._tokens = None if config.tokens_file is None else TokensFile(config.tokens_file)
         self._refuse_unknown_quotas(config)
         self._is_mutual = config.tls is not None and config.tls.client_ca is not None
@@ -103,7 +99,7 @@ class TokensFile:
     def __init__(self, path: Path):
         """Raises ConfigError if the file cannot be read or holds no token."""
         self._path = path
-        self._seen = _state(path)
+        self._seen = state_of(path)
         self._tokens = _read_tokens(path)
 
     @property
@@ -121,7 +117,7 @@ class TokensFile:
 
     def _refresh(self) -> None:
         """Reads a file that has changed. One that cannot be used may be half written: the old tokens stay valid."""
-        state = _state(self._path)
+        state = state_of(self._path)
         if state == self._seen:
             return
         self._seen = state
@@ -132,16 +128,9 @@ class TokensFile:
             log.error("the old tokens stay accepted: %s", error)
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
-    with contextlib.suppress(OSError):
-        stat = os.stat(path)
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
-    return None
-
-
 def _read_tokens(path: Path) -> list[tuple[bytes, str]]:
     """Tokens and their names. The space after the colon tells `name: token` from a token that contains a colon."""
-    numbered = enumerate((line.strip() for line in _read("tokens_file", path).splitlines()), start=1)
+    numbered = enumerate((line.strip() for line in read_file("tokens_file", path).splitlines()), start=1)
     lines = {number: line for number, line in numbered if line and not line.startswith(b"#")}
     if not lines:
         raise ConfigError(f"tokens_file: {path} holds no tokens; write one a line")
@@ -155,36 +144,3 @@ def _read_tokens(path: Path) -> list[tuple[bytes, str]]:
             )
         tokens.append((match[2], (match[1] or b"").decode()))
     return tokens
-
-
-def _tls_credentials(tls: TLSConfig) -> grpc.ServerCredentials:
-    cert, key = _read("tls.cert", tls.cert), _read("tls.key", tls.key)
-    client_ca = None if tls.client_ca is None else _read("tls.client_ca", tls.client_ca)
-    _check_pem("tls.cert", tls.cert)
-    if tls.client_ca is not None:
-        _check_pem("tls.client_ca", tls.client_ca)
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.cert, tls.key, password="")
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"tls.key: {tls.key} is not the unencrypted PEM private key of {tls.cert}: {_reason(error)}"
-        ) from error
-    return grpc.ssl_server_credentials([(key, cert)], client_ca, require_client_auth=client_ca is not None)
-
-
-def _check_pem(field: str, path: Path) -> None:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(f"{field}: {path} holds no PEM certificate: {_reason(error)}") from error
-
-
-def _read(field: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{field}: cannot read {path}: {_reason(error)}") from error
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from reward_server.serving.security import Security
 from reward_server.serving.server import RewardServer
 from reward_server.types import Completion, Sample
 from tests.support.builders import make_group
+from tests.support.certificates import Certificates
 
 LENGTH = {"type": "length", "name": "short", "max": 3}
 RIGHT, NEXT, WRONG = "right-secret-1", "next-secret-2", "wrong-secret-3"
@@ -204,47 +203,6 @@ def test_beyond_loopback_calls_must_be_encrypted_and_authenticated(
 
 
 # -------------------------------------------------------------------------------------------------------- certificates
-
-
-class Certificates:
-    """A folder of a CA, another one, and what the first has signed."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        for name in ("ca", "other"):
-            self._openssl(
-                "req", "-x509", *_NEW_KEY, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}"
-            )
-        self._sign("good", "DNS:localhost,IP:127.0.0.1")
-        self._sign("elsewhere", "DNS:elsewhere")
-        self._sign("expired", "IP:127.0.0.1", days=-1)
-
-    def path(self, name: str) -> str:
-        return str(self._folder / name)
-
-    def server(self, name: str) -> dict[str, str]:
-        """`tls` of a server's configuration."""
-        return {"cert": self.path(f"{name}.pem"), "key": self.path(f"{name}.key")}
-
-    def _sign(self, name: str, names: str, days: int = 2) -> None:
-        extensions = self._folder / "extensions"
-        extensions.write_text(f"subjectAltName={names}\n")
-        self._openssl("req", *_NEW_KEY, "-keyout", f"{name}.key", "-out", "request", "-subj", f"/CN={name}")
-        signer = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", extensions.name)
-        self._openssl("x509", "-req", "-in", "request", *signer, "-days", str(days), "-out", f"{name}.pem")
-
-    def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=self._folder, check=True, capture_output=True, timeout=30)
-
-
-_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    if shutil.which("openssl") is None:
-        pytest.skip("the openssl command makes the certificates, and is not here")
-    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 def test_a_right_certificate_and_token_score_over_tls(start: Start, tokens: Path, certificates: Certificates) -> None:
