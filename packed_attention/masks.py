@@ -60,9 +60,8 @@ def _lost_mask(call: AttentionCall, config: Any) -> str | None:
     mask = call.attention_mask
     keys = mask.shape[-1]
     sees = mask if mask.dtype == torch.bool else mask == 0
-    told = visible(call.queries, keys, call.sliding_window, mask.device) if call.causal else torch.ones_like(sees)
+    told = visible(call.queries, keys, call.sliding_window, mask.device)
     biased = mask.dtype != torch.bool and bool((mask[sees.logical_not()] > torch.finfo(mask.dtype).min / 2).any())
     if biased or not bool((sees == told).all()):
-        what = "rows are causal" if call.causal else "tokens look at all of their row"
-        return f"an attention mask says more than that {what}; packed rows have no mask"
+        return "an attention mask says more than that rows are causal; packed rows have no mask"
     return None

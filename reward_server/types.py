@@ -133,7 +133,7 @@ class Sample:
 
     The completion holds all its columns. `index` is its position in the group, from 0; a caller that does not know it
     gives `sample_id`, any string that is unique in the group and the same when the sample is sent again. The
-    first sample waits `gather_s` seconds for the others (None: 60); then the scores are TIMEOUT, or those of the
+    first sample waits `gather_s` seconds for the others (None or 0: 60); then the scores are TIMEOUT, or those of the
     samples that are there if `score_incomplete`. Without a `group_id` a sample is a group of its own.
     """
 
@@ -151,12 +151,12 @@ class Sample:
 
 
 def group_of(samples: Sequence[Sample]) -> Group:
-    """The group of samples that have the same names. Token ids are kept if all samples have them."""
+    """The group of samples that have the same names. Where some have token ids, a sample without them has none."""
     first, token_ids = samples[0], [sample.completion.token_ids for sample in samples]
     return Group.of_rows(
         [sample.prompt for sample in samples],
         [sample.completion.content for sample in samples],
-        [ids for ids in token_ids if ids is not None] if all(token_ids) else None,
+        [ids or () for ids in token_ids] if any(token_ids) else None,
         [sample.completion.columns for sample in samples],
         run_id=first.run_id,
         step=first.step,

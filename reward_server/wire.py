@@ -224,7 +224,7 @@ def parse_sample(data: bytes) -> Sample:
     return Sample(
         prompt=_decode_content(request.prompt, "the prompt"),
         completion=_decode_completion(request.completion, request.index),
-        of=request.of or 1,
+        of=request.of or int(not request.group_id),
         index=request.index,
         sample_id=request.sample_id,
         run_id=request.run_id,

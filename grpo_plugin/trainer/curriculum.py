@@ -1,14 +1,13 @@
 """`CurriculumTrainer`: prompts outside a band of pass shares are visited less, if `difficulty_band` asks for it.
 
 Short overrides around `super()`; `sampling.difficulty` decides. All ranks note the same visits, so that they draw the
-same epochs. Owns the checkpoint's file `difficulty.json`. Knows nothing of the service.
+same epochs; `sampling.storage` keeps the history in checkpoints. Knows nothing of the service.
 
 Legend: N rows on this rank, R rows of the global batch, B groups of it.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_plugin.config import setting
+from grpo_plugin.sampling import storage
 from grpo_plugin.sampling.difficulty import Difficulty, DifficultySampler, key_of
 from grpo_plugin.trainer.report import ReportByTrainer
 from reward_server.errors import ConfigError
-
-FILE_NAME = "difficulty.json"
 
 
 class CurriculumTrainer(ReportByTrainer):
@@ -87,10 +85,12 @@ class CurriculumTrainer(ReportByTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        path = Path(checkpoint or "") / FILE_NAME
-        if self._difficulty is not None and checkpoint and path.exists():
+        if self._difficulty is None or not checkpoint:
+            return
+        state = storage.read_on_main(Path(checkpoint))
+        if state is not None:
             within = not float(self.state.epoch or 0.0).is_integer()
-            self._difficulty.load(json.loads(path.read_text()), within_epoch=within)
+            self._difficulty.load(state, within_epoch=within)
 
 
 class SaveDifficulty(TrainerCallback):
@@ -103,4 +103,4 @@ class SaveDifficulty(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FILE_NAME).write_text(json.dumps(self._difficulty.state()) + "\n")
+            storage.write(folder, self._difficulty.state())

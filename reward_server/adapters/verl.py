@@ -39,7 +39,8 @@ async def compute_score(
     read = Settings.read(settings)
     info = {key: value for key, value in (extra_info or {}).items() if key not in _VERLS}
     if info.get("split", "train") != "train":
-        read = dataclasses.replace(read, scorers=read.validation_scorers or read.scorers, group_key=None)
+        scorers = read.validation_scorers or read.scorers
+        read = dataclasses.replace(read, scorers=scorers, group_key=None, index_key=None)
         info[_GROUP] = None
     service = Service.of(read, "verl")
     reward = await service.reward(_row(service, read, info, solution_str, data_source, ground_truth))
@@ -59,10 +60,21 @@ def _row(
         prompt=_of(keys, settings.prompt_key, "prompt_key") if settings.prompt_key is not None else prompt or "",
         completion=text,
         columns=service.columns(keys),
-        group_id=str(group or ""),
-        group_size=settings.group_size or size or 1 if group else 1,
-        index=None if settings.index_key is None else int(_of(keys, settings.index_key, "index_key")),
+        group_id="" if group is None else str(group),
+        group_size=1 if group is None else settings.group_size or size or 1,
+        index=None if settings.index_key is None else _index(keys, settings),
     )
+
+
+def _index(keys: dict[str, Any], settings: Settings) -> int:
+    position = _of(keys, settings.index_key or "", "index_key")
+    try:
+        return int(position)
+    except (TypeError, ValueError) as error:
+        most = (settings.group_size or 1) - 1
+        raise ConfigError(
+            f"index_key is {settings.index_key!r}, which holds {position!r:.80} and not a position from 0 to {most}"
+        ) from error
 
 
 def _of(keys: dict[str, Any], key: str, setting: str) -> Any:

@@ -61,12 +61,14 @@ class CohortClient(BaseClient):
         """Sends a sample and returns at once. The future gets its scores or one of our errors.
 
         A sample without `gather_s` waits for its siblings for half of the time-out. Cancelling the future cancels the
-        call. Raises InvalidGroupError for a sample that cannot be sent.
+        call. Raises InvalidGroupError for a sample that cannot be sent, and at the first use ConfigError for an
+        endpoint whose name cannot be resolved.
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         gather_s = _GATHERING * timeout_s if sample.gather_s is None else sample.gather_s
-        request = wire.encode_sample(dataclasses.replace(sample, gather_s=gather_s))
+        request = _request(dataclasses.replace(sample, gather_s=gather_s))
         session, future = self._session(), Future[SampleScores]()
+        session.replicas.current()
         names = {"run_id": sample.run_id, "step": sample.step, "group_id": sample.group_id}
         span, trace = tracing.start_client_span("reward.score", names)
         route = _Route(session, sample)
@@ -175,3 +177,14 @@ class _Route:
         if call.code() is grpc.StatusCode.UNAVAILABLE:
             self._failures += 1
             self._session.replicas.refresh()
+
+
+def _request(sample: Sample) -> wire.pb.ScoreCompletionRequest:
+    try:
+        return wire.encode_sample(sample)
+    except errors.InvalidGroupError:
+        raise
+    except (TypeError, ValueError) as error:  # of the message's own fields
+        raise errors.InvalidGroupError(
+            f"index {sample.index} of {sample.of} of group {sample.group_id!r} cannot be sent: {error}"
+        ) from error

@@ -35,6 +35,7 @@ _BUDGET_PER_S = 50.0
 # only once.
 HEDGE_CALLS = 2
 _MOST_HEDGES = 2
+_OF_A_PROXY = "Received http2 header with status: 5"
 _LATENCIES = 200
 _FEWEST_LATENCIES = 20
 
@@ -158,9 +159,15 @@ def check_hedge(hedge_after_s: HedgeAfter) -> HedgeAfter:
 
 
 def is_retryable(error: Any) -> bool:
-    """Whether another attempt may succeed, by the code of the failed call and `errors.TABLE`."""
-    code: grpc.StatusCode = error.code()
-    return code.name in errors.retryable_codes() and not errors.is_too_large(code, error.details() or "")
+    """Whether another attempt may succeed, by the code of the failed call and `errors.TABLE`.
+
+    A proxy that loses its server in a call may answer with HTTP's status 500, of which gRPC makes UNKNOWN (it makes
+    UNAVAILABLE of 502, 503 and 504: grpc/doc/http-grpc-status-mapping.md).
+    """
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNKNOWN:
+        return details.startswith(_OF_A_PROXY)
+    return code.name in errors.retryable_codes() and not errors.is_too_large(code, details)
 
 
 def pushback_of(error: Any) -> float | None:

@@ -151,7 +151,7 @@ class Scorer(ABC, Generic[OptionsT]):
         if not any(completion.token_ids for completion in group.completions):
             raise InvalidGroupError(
                 f"scorer {self.name!r} needs the completions' token ids, and they were not sent; set "
-                "reward_token_ids=True in the trainer's configuration"
+                "reward_token_ids=True in the trainer's configuration (the adapters for other trainers send none)"
             )
         return [list(completion.token_ids or ()) for completion in group.completions]
 

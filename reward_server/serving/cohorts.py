@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 
 from reward_server.errors import GroupTooLargeError, InvalidGroupError, OverloadedError
 from reward_server.types import Sample
@@ -35,6 +36,7 @@ _PUSHBACK_S = 0.5
 _KEPT_S = 600.0
 _MOST_KEPT_SAMPLES = 65_536
 _MOST_KEPT_BYTES = 64 << 20
+_NAMES = "a group_id may not be used again in another step"
 
 
 class Cohort:
@@ -84,11 +86,10 @@ class Cohort:
             raise _contradiction(sample, "all its calls give a sample_id, or none does")
         known = self._digests.get(name_of(sample))
         if known is not None and known != _digest(sample):
-            raise _contradiction(
-                sample, f"sample {name_of(sample)!r} came before with another prompt, completion or column"
-            )
+            why = f"sample {name_of(sample)!r} came before with another prompt, completion or column; {_NAMES}"
+            raise _contradiction(sample, why)
         if known is None and self.is_complete:
-            raise _contradiction(sample, f"it has {self.of} samples, and {name_of(sample)!r} is one more")
+            raise _contradiction(sample, f"it has {self.of} samples, and {name_of(sample)!r} is one more; {_NAMES}")
         return known is not None
 
     def add(self, sample: Sample, request_bytes: int) -> None:
@@ -222,6 +223,8 @@ def check_sample(sample: Sample) -> None:
         if sample.of > 1:
             raise InvalidGroupError(f"a sample without a group_id is a group of its own, and `of` is {sample.of}")
         return
+    if sample.of < 1:
+        raise _contradiction(sample, f"`of` is {sample.of}, and says how many completions the group has")
     if not sample.sample_id and sample.index >= sample.of:
         raise _contradiction(sample, f"index {sample.index} is not below of = {sample.of}; indices begin at 0")
     if not 0 <= (sample.gather_s or 0.0) < float("inf"):
@@ -245,5 +248,5 @@ def _contradiction(sample: Sample, why: str) -> InvalidGroupError:
 
 def _digest(sample: Sample) -> bytes:
     """Of what may not change when a sample is sent again. `gather_s` may."""
-    content: Sequence[object] = (sample.prompt, *dataclasses.astuple(sample.completion))
-    return hashlib.blake2b(repr(content).encode("utf-8", "backslashreplace"), digest_size=16).digest()
+    content = (sample.prompt, *dataclasses.astuple(sample.completion))
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()

@@ -15,7 +15,7 @@ AIM_OFFLINE = 0.85
 
 def run(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        asyncio.run(_run(save_model(Path(folder), settings.device), settings))
+        asyncio.run(_run(save_model(Path(folder)), settings))
 
 
 async def _run(model: str, settings: Settings) -> None:

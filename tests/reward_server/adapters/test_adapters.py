@@ -88,6 +88,19 @@ async def test_a_row_of_verls_validation_is_scored_alone_by_its_own_scorers(endp
         await verl_call(endpoint, extra_info=told, **keys)
 
 
+async def test_a_group_whose_name_is_zero_is_a_group(endpoint: str) -> None:
+    keys = {"group_key": "row", "group_size": 3, "scorers": ["rank"], "timeout_s": 30}
+    calls = [verl_call(endpoint, text, extra_info={"row": np.int64(0)}, **keys) for text in RANK_OF]
+    assert [answer["score"] for answer in await asyncio.gather(*calls)] == list(RANK_OF.values())
+
+
+async def test_a_position_that_is_no_number_is_named_and_validation_needs_none(endpoint: str) -> None:
+    keys = {"group_key": "uid", "group_size": 3, "index_key": "at", "validation_scorers": "graded"}
+    with pytest.raises(ConfigError, match="index_key is 'at', which holds 'first' and not a position from 0 to 2"):
+        await verl_call(endpoint, extra_info={"uid": "u4", "at": "first"}, **keys)
+    assert (await verl_call(endpoint, extra_info={"uid": "u4", "split": "test"}, **keys))["score"] == 2.0
+
+
 async def test_a_key_that_verl_does_not_pass_is_named_with_those_that_it_does(endpoint: str) -> None:
     with pytest.raises(
         ConfigError, match=r"group_key is 'uid', and verl passed \['data_source', 'ground_truth', 'index'"

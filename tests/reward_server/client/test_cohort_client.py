@@ -101,6 +101,12 @@ def test_errors_say_what_is_wrong(endpoint: str) -> None:
             client.score(Sample("p", Completion("a"), 2, 5, group_id="g"))
         with pytest.raises(InvalidGroupError, match="cannot be sent to the reward service"):
             client.submit(Sample("p", Completion("a", columns={"x": object()})))
+        with pytest.raises(InvalidGroupError, match=r"index -1 of 2 .* cannot be sent: Value out of range"):
+            client.submit(Sample("p", Completion("a"), 2, -1, group_id="g"))
+        with pytest.raises(InvalidGroupError, match="`of` is 0"):
+            client.score(Sample("p", Completion("a"), 0, 0, group_id="g"))
+    with CohortClient("no-such-host.invalid:1") as client, pytest.raises(ConfigError, match="cannot be resolved"):
+        client.score(alone())
 
 
 def test_a_call_ends_with_its_deadline_or_when_it_is_cancelled(serve: Callable[..., Any]) -> None:

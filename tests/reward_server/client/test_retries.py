@@ -67,6 +67,13 @@ def test_what_the_transport_finds_too_large_is_not_tried_again_though_its_code_i
     assert pause(retries, code="RESOURCE_EXHAUSTED", details="Received message larger than max (9 vs. 5)") is None
 
 
+def test_a_proxy_that_lost_its_server_in_a_call_is_asked_again() -> None:
+    retries = Retries()
+    assert pause(retries, code="UNKNOWN", details="Received http2 header with status: 500") is not None
+    assert pause(retries, code="UNKNOWN", details="Received http2 header with status: 404") is None
+    assert pause(retries, code="UNKNOWN", details="an error of the service") is None
+
+
 def test_no_attempt_begins_after_the_deadline() -> None:
     retries = Retries(uniform=lambda: 1.0)
     assert pause(retries, remaining_s=0.1) is None

@@ -59,6 +59,21 @@ def test_a_sample_that_comes_again_is_there_once(gathering: Gathering) -> None:
     assert len(cohort) == 1
 
 
+def test_columns_that_come_in_another_order_are_the_same(gathering: Gathering) -> None:
+    sample, again = (
+        Sample("p", Completion("a", columns=columns), 2, group_id="g")
+        for columns in ({"x": 1, "y": [2]}, {"y": [2], "x": 1})
+    )
+    gathering.join(sample)
+    assert len(gathering.join(again)) == 1
+
+
+def test_token_ids_are_kept_where_one_completion_is_empty(gathering: Gathering) -> None:
+    gathering.join(Sample("p", Completion("a", token_ids=(1, 2)), 2, 0, group_id="g"))
+    cohort = gathering.join(Sample("p", Completion(""), 2, 1, group_id="g"))  # the wire has no empty list
+    assert [completion.token_ids for completion in group_of(cohort.samples()).completions] == [(1, 2), ()]
+
+
 CONTRADICTIONS = {
     "of is 3, and was 2": make_sample(1, of=3),
     "step is 5, and was 0": make_sample(1, step=5),
@@ -80,7 +95,7 @@ def test_a_contradiction_names_the_group_and_what_differs(message: str, gatherin
 def test_one_sample_too_many_is_refused(gathering: Gathering) -> None:
     for name in "ab":
         gathering.join(make_sample(sample_id=name))
-    with pytest.raises(InvalidGroupError, match="it has 2 samples, and 'c' is one more"):
+    with pytest.raises(InvalidGroupError, match="it has 2 samples, and 'c' is one more; a group_id may not be"):
         gathering.join(make_sample(sample_id="c"))
 
 
@@ -88,6 +103,7 @@ def test_one_sample_too_many_is_refused(gathering: Gathering) -> None:
     ("sample", "message"),
     [
         (make_sample(2, of=2), "index 2 is not below of = 2"),
+        (make_sample(sample_id="a", of=0), "group 'g': `of` is 0, and says how many completions the group has"),
         (Sample("p", Completion("a"), of=2), "without a group_id is a group of its own, and `of` is 2"),
         (make_sample(gather_s=float("nan")), "gather_s is nan"),
         (Sample("p", Completion("a", prompt="q"), group_id="g"), "the completion has another"),

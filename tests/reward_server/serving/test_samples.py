@@ -156,7 +156,8 @@ async def test_a_contradiction_costs_the_call_that_brings_it(scorers: list[dict[
         code, details = await refusal(caller, make_sample(0, "b", of=2))
         assert (code, details) == (
             grpc.StatusCode.INVALID_ARGUMENT,
-            "group 'g': sample 0 came before with another prompt, completion or column",
+            "group 'g': sample 0 came before with another prompt, completion or column; a group_id may not be "
+            "used again in another step",
         )
         code, details = await refusal(caller, Sample("p", Completion("b"), 2, 1, group_id="g"))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
