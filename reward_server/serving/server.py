@@ -93,15 +93,14 @@ class RewardServer(ManagedServer):
         places: Places | None = None,
         make_scorers: Callable[[ServerConfig], ScorerSet] = ScorerSet,
     ):
-        """A reload tests the new configuration on `sample`, or on a made-up sample if that is None. With
-        `places`, other processes listen on the same ports, and the completions of a group meet at one of them.
-        `make_scorers` makes the scorers of each configuration.
+        """A reload tests the new configuration on `sample`, or on a made-up sample if that is None. With `places`,
+        other processes listen on the same ports, and the completions of a group meet at one of them. `make_scorers`
+        makes the scorers of each configuration.
 
         Raises ConfigError for credentials that cannot be used and for addresses that cannot be read or are not safe.
         """
         super().__init__(config, sample)
         self._places = places
-        self._peers: Peers | None = None
         self._addresses = [parse_address(text) for text in config.listen]
         self._security.refuse_exposed(self._addresses)
         self._make_scorers = make_scorers
@@ -159,21 +158,21 @@ class RewardServer(ManagedServer):
 
     async def listen(self) -> None:
         """Does the second half of startup: binds the addresses and takes calls. Raises ConfigError."""
-        service = self.open()
+        peers = None if self._places is None else Peers(self._places, SERVICE_NAME)
+        service = self.open(peers)
         self._grpc = grpc.aio.server(options=self._grpc_options())
         service.add_to(self._grpc)
         await self._add_standard_services(self._grpc)
         for address in self._addresses:
             self._bound.append((address, address.bind(self._grpc, self._security.tls)))
-        if self._peers is not None:
-            self._peers.address.bind(self._grpc)
+        if peers is not None:
+            peers.address.bind(self._grpc)
         await self._grpc.start()
 
-    def open(self) -> RewardService:
+    def open(self, peers: Peers | None = None) -> RewardService:
         """The service over the loaded scorers. `listen` puts it behind a port of its own."""
         self._current.scorers.observe(self.metrics)
         self.metrics.follow(self._counters)  # only now, since the page is made in another thread
-        self._peers = None if self._places is None else Peers(self._places, SERVICE_NAME)
         self._service = RewardService(
             self._current,
             self._security,
@@ -182,7 +181,7 @@ class RewardServer(ManagedServer):
             Quotas(self._config.quotas),
             self._config.limits,
             self._records,
-            self._peers,
+            peers,
         )
         return self._service
 
