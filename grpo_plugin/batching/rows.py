@@ -201,6 +201,11 @@ def trimmed(
     return found, table.rows
 
 
+def few_widths(widest: int) -> int:
+    """A multiple of which at most 16 are no wider than this; 8 at least."""
+    return max(8, 1 << (max(1, widest) - 1).bit_length() >> 4)
+
+
 def filler(fields: Fields, multiple: int | None = None) -> Fields:
     """A row of one prompt token and no completion, for the collectives of a forward and backward."""
     rows = fit({name: value[:1] for name, value in fields.items()}, multiple or 1, max(multiple or 1, _LEAST_WIDTH))

@@ -26,6 +26,7 @@ from grpo_plugin.batching.memo import Memo
 from grpo_plugin.batching.packing import DeviceIndex
 from grpo_plugin.batching.plan import Layout, PackedLayout, Plan, make_plan
 from grpo_plugin.batching.ranks import Ranks
+from grpo_plugin.batching.rows import few_widths
 from grpo_plugin.batching.table import Table
 from grpo_plugin.config import setting
 
@@ -144,11 +145,22 @@ class LogProbsTrainer(GRPOTrainer):
 
     def _computed(self, model: Any, rows: LogProbRows) -> torch.Tensor:
         """Forward by forward; the tensors of the next are made while the device computes this one."""
-        parts, own, values = rows.parts(self.pad_to_multiple_of), rows.plan[self._ranks.rank], []
+        parts, own, values = rows.parts(self._multiple_of(rows.table.width)), rows.plan[self._ranks.rank], []
         for number, batch in enumerate(own):
             (part,) = with_packing([parts[number]], [batch], rows.table.rows, self._layout)
             values.append(self._log_probs_of(model, part))
         return rows.returned(values)
+
+    def _multiple_of(self, widest: int) -> int | None:
+        """What the widths of padded rows are rounded up to: TRL's setting, or where shapes should come back, ours."""
+        if self.pad_to_multiple_of or not self._wants_few_shapes or isinstance(self._layout, PackedLayout):
+            return self.pad_to_multiple_of
+        return few_widths(widest)
+
+    @property
+    def _wants_few_shapes(self) -> bool:
+        """A GPU's allocator and kernels gain from shapes that come back; a CPU would only compute more."""
+        return self.accelerator.device.type != "cpu"
 
     @functools.cached_property
     def _log_prob_rows(self) -> Memo:

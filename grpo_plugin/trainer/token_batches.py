@@ -201,13 +201,14 @@ class TokenBatchTrainer(LogProbsTrainer):
         members = step_rows.table.members(prune=reason is None)
         budget = self._budget(self.args.per_device_train_batch_size, step_rows.table)
         plan = make_plan(step_rows.table.rows, members, self._ranks.count, budget, layout)
-        micro_batches = step_rows.micro_batches(plan, self._ranks, self.pad_to_multiple_of)
+        micro_batches = step_rows.micro_batches(plan, self._ranks, self._multiple_of(step_rows.table.width))
         own, rows = plan[self._ranks.rank], step_rows.table.rows
         metrics = _plan_metrics(step_rows.table, plan, len(members), layout)
         return _packed(micro_batches, own, rows, layout), {**metrics, "batches/budget": budget}
 
     def _trimmed(self, batches: list[Batch], layout: Layout) -> Prepared[Batch]:
-        found, rows = trimmed(batches, self.pad_to_multiple_of, self._sequence_ratios)
+        widest = batches[0]["prompt_ids"].shape[1] + batches[0]["completion_ids"].shape[1]
+        found, rows = trimmed(batches, self._multiple_of(widest), self._sequence_ratios)
         if rows is None:
             return Prepared.of(found)
         each = len(rows.rank_R) // len(found)
