@@ -15,7 +15,6 @@ until its time is over. So a cohort counts `of` completions, and `of` times the 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -248,5 +247,6 @@ def _contradiction(sample: Sample, why: str) -> InvalidGroupError:
 
 def _digest(sample: Sample) -> bytes:
     """Of what may not change when a sample is sent again. `gather_s` may."""
-    content = (sample.prompt, *dataclasses.astuple(sample.completion))
+    completion = sample.completion
+    content = (sample.prompt, completion.content, completion.token_ids, completion.columns)
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).digest()

@@ -79,27 +79,15 @@ def test_the_samples_of_a_group_meet_at_the_same_one_of_several_replicas(
     assert {ranked(targets, "run", group)[0] for group in GROUPS} == set(targets)  # it was not one for all
 
 
-def test_the_callers_of_a_replica_that_dies_meet_at_the_next_one(
-    replicas: Replicas, clients: Callable[..., list[CohortClient]], rank: dict[str, str]
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM], ids=["dies", "drains"])
+def test_the_callers_of_a_replica_that_goes_away_meet_at_the_next_one(
+    stop: signal.Signals, replicas: Replicas, clients: Callable[..., list[CohortClient]], rank: dict[str, str]
 ) -> None:
     first, second = replicas(2, rank)
     opened = clients(first.endpoint, second.endpoint)
     waiting = submitted(opened, 0, 1)
     time.sleep(0.5)
-    first.kill()
-    late = submitted(opened, 2)
-    assert values(waiting) == EXPECTED[:2] * len(GROUPS)
-    assert values(late) == EXPECTED[2:] * len(GROUPS)
-
-
-def test_the_callers_of_a_replica_that_drains_meet_at_the_next_one(
-    replicas: Replicas, clients: Callable[..., list[CohortClient]], rank: dict[str, str]
-) -> None:
-    first, second = replicas(2, rank)
-    opened = clients(first.endpoint, second.endpoint)
-    waiting = submitted(opened, 0, 1)
-    time.sleep(0.5)
-    os.kill(first.pid, signal.SIGTERM)
+    os.kill(first.pid, stop)
     assert values(submitted(opened, 2)) == EXPECTED[2:] * len(GROUPS)
     assert values(waiting) == EXPECTED[:2] * len(GROUPS)
 

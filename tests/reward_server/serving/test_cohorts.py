@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -66,6 +67,11 @@ def test_columns_that_come_in_another_order_are_the_same(gathering: Gathering) -
     )
     gathering.join(sample)
     assert len(gathering.join(again)) == 1
+
+
+def test_a_column_may_be_nested_deeply(gathering: Gathering) -> None:
+    deep = json.loads("[" * 600 + "]" * 600)
+    assert len(gathering.join(Sample("p", Completion("a", columns={"x": deep}), 2, group_id="g"))) == 1
 
 
 def test_token_ids_are_kept_where_one_completion_is_empty(gathering: Gathering) -> None:
