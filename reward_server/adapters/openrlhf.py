@@ -14,7 +14,7 @@ from typing import Any
 
 from reward_server.adapters.service import Row, Service
 from reward_server.adapters.settings import Settings
-from reward_server.errors import ConfigError, RewardServerError
+from reward_server.errors import ConfigError
 
 log = logging.getLogger("reward_server.adapters")
 
@@ -23,7 +23,7 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any]) -> di
     """The reward of one query, which is the prompt and the completion as one text; the label is a column."""
     try:
         return _reward(queries, prompts, labels)
-    except RewardServerError:
+    except Exception:
         log.exception("a completion has no reward")
         raise
 
@@ -40,12 +40,13 @@ def _reward(queries: list[str], prompts: list[str], labels: list[Any]) -> dict[s
 
 def completion_of(query: str, prompt: str, strip: tuple[str, ...] = ()) -> str:
     """What follows the prompt, without the special tokens. Raises ConfigError if the prompt is not in the query."""
-    _, found, text = query.partition(prompt)
-    if not found:
+    start = query.find(prompt)
+    if start < 0:
         raise ConfigError(
             f"the query does not contain the prompt, so that the completion is not known: {query[:80]!r}; the "
             "tokenizer changes the text of prompts, and this adapter cannot be used with it"
         )
+    text = query[start + len(prompt) :]
     for token in strip:
         text = text.replace(token, "")
     return text

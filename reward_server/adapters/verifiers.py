@@ -15,9 +15,10 @@ which moves no baseline.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reward_server.adapters.service import NoRewardError, Reward, Row, Service, total_of
@@ -51,31 +52,35 @@ async def score_episode(task: Any, episode: Any) -> None:
 
 async def rubric_reward(prompt: Any, completion: Any, answer: Any, state: Any, info: Any) -> float:
     """Before 0.4: the reward of one rollout. `answer` and the keys of `info` are columns."""
-    service = _service()
-    try:
+    with _marked([state]):
+        service = _service()
         return (await service.reward(_row_of_rollout(service, prompt, completion, answer, info))).total
-    except Exception as error:
-        state["error"] = error
-        raise
 
 
 async def rubric_group_reward(
     prompts: Sequence[Any], completions: Sequence[Any], answers: Sequence[Any], states: Sequence[Any], infos: Any
 ) -> list[float]:
     """Before 0.4: the rewards of all rollouts of a prompt."""
-    service = _service()
-    rows = [_row_of_rollout(service, *values) for values in zip(prompts, completions, answers, infos, strict=True)]
-    try:
+    with _marked(states):
+        service = _service()
+        rows = [_row_of_rollout(service, *values) for values in zip(prompts, completions, answers, infos, strict=True)]
         rewards = await service.group_rewards(rows)
         totals = [each.total for each in rewards if isinstance(each, Reward)] or [total_of(rewards[0])]
-    except Exception as error:
-        for state in states:
-            state["error"] = error
-        raise
     for state, reward in zip(states, rewards, strict=True):
         if isinstance(reward, NoRewardError):
             state["error"] = reward
     return [each.total if isinstance(each, Reward) else statistics.fmean(totals) for each in rewards]
+
+
+@contextlib.contextmanager
+def _marked(states: Sequence[Any]) -> Iterator[None]:
+    """Marks the rollouts with the error that is raised, since a Rubric goes on with 0.0."""
+    try:
+        yield
+    except Exception as error:
+        for state in states:
+            state["error"] = error
+        raise
 
 
 def _service() -> Service:

@@ -127,6 +127,10 @@ def test_openrlhf_gets_numbers_and_logs_and_an_exception_for_no_reward(
     assert "a completion has no reward" in caplog.text  # OpenRLHF itself says it at the level of information
     with pytest.raises(ConfigError, match="the query does not contain the prompt"):
         openrlhf.reward_func(["another"], ["prompt"], ["4"])
+    assert openrlhf.completion_of("4", "") == "4"
+    with pytest.raises(IndexError):
+        openrlhf.reward_func(["p4"], ["p"], [])
+    assert caplog.text.count("a completion has no reward") == 3
 
 
 # -------------------------------------------------------------------------------------------------------------- slime
@@ -264,6 +268,21 @@ async def test_a_rollout_without_a_reward_is_marked_and_moves_no_baseline_of_a_r
     assert [type(error) for error in errors] == [type(None), NoRewardError, type(None), type(None)]
     with pytest.raises(NoRewardError):
         await rubric("raise", "raise")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("REWARD_ENDPOINT", ""), ("REWARD_COLUMNS", "answer=nothing"), ("REWARD_SCORERS", "nobody")]
+)
+async def test_wrong_settings_mark_a_rollout_too_since_a_rubric_goes_on_with_zero(
+    name: str, value: str, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv(name, value)
+    states: list[dict[str, Any]] = [{}, {}, {}]
+    with pytest.raises(ConfigError):
+        await verifiers.rubric_reward("p", "a", "4", states[0], {})
+    with pytest.raises(ConfigError):
+        await verifiers.rubric_group_reward(["p"] * 2, ["a"] * 2, ["4"] * 2, states[1:], [{}] * 2)
+    assert [type(state["error"]) for state in states] == [ConfigError] * 3
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
