@@ -36,6 +36,7 @@ _BUDGET_PER_S = 50.0
 HEDGE_CALLS = 2
 _MOST_HEDGES = 2
 _OF_A_PROXY = "Received http2 header with status: 5"
+_OF_RAY = "The actor died"
 _LATENCIES = 200
 _FEWEST_LATENCIES = 20
 
@@ -162,9 +163,12 @@ def is_retryable(error: Any) -> bool:
     """Whether another attempt may succeed, by the code of the failed call and `errors.TABLE`.
 
     A proxy that loses its server in a call may answer with HTTP's status 500, of which gRPC makes UNKNOWN (it makes
-    UNAVAILABLE of 502, 503 and 504: grpc/doc/http-grpc-status-mapping.md).
+    UNAVAILABLE of 502, 503 and 504: grpc/doc/http-grpc-status-mapping.md). Ray Serve's default proxy (2.60) answers
+    INTERNAL, with the text of Ray's error.
     """
     code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.INTERNAL:
+        return details.startswith(_OF_RAY)
     if code is grpc.StatusCode.UNKNOWN:
         return details.startswith(_OF_A_PROXY)
     return code.name in errors.retryable_codes() and not errors.is_too_large(code, details)

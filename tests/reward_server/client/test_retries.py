@@ -70,6 +70,10 @@ def test_what_the_transport_finds_too_large_is_not_tried_again_though_its_code_i
 def test_a_proxy_that_lost_its_server_in_a_call_is_asked_again() -> None:
     retries = Retries()
     assert pause(retries, code="UNKNOWN", details="Received http2 header with status: 500") is not None
+    assert (
+        pause(retries, code="INTERNAL", details="The actor died unexpectedly before finishing this task.") is not None
+    )
+    assert pause(retries, code="INTERNAL", details="internal error; the server's log has its traceback") is None
     assert pause(retries, code="UNKNOWN", details="Received http2 header with status: 404") is None
     assert pause(retries, code="UNKNOWN", details="an error of the service") is None
 
