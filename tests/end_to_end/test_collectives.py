@@ -50,4 +50,4 @@ def test_two_ranks_start_the_same_collectives_for_every_loss_kl_term_and_plan(ti
         runs_fillers = case.endswith(", fillers") and not case.startswith("bnpo")  # whose micro-batches stay TRL's
         assert (of_ranks[0] == 0 and of_ranks[1] > 0) if runs_fillers else of_ranks == [0, 0], (case, of_ranks)
     counts = Counter(line.split("\t")[0] for line in first)
-    assert min(counts.values()) >= 3, "each case exchanges its table of rows, says which fields it has, and logs"
+    assert min(counts.values()) >= 2, "each case exchanges its table of rows, and logs"
