@@ -70,8 +70,11 @@ docs: setup  ## write docs/options.md from the code
 protos: setup  ## generate the stubs of the wire from protos/
 	$(BIN)/python protos/generate.py
 
-bench: setup  ## run every benchmark of tests/benchmarks
-	for bench in tests/benchmarks/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+gpu-check: setup  ## measure and check training, reward models and ZeRO on this machine's GPU, in four minutes
+	$(BIN)/python tests/benchmarks/gpu_check.py
+
+bench: setup  ## run every benchmark of tests/benchmarks that needs no GPU
+	for bench in $(filter-out tests/benchmarks/gpu_check.py, $(wildcard tests/benchmarks/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 clean:  ## remove .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from packed_attention.segments import Segments
-from packed_attention.varlen import VarlenKernel, select_keys, visible
+from packed_attention.varlen import VarlenKernel, check_window, select_keys, visible
 
 STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3")
 
@@ -43,6 +43,7 @@ class AttentionCall:
     queries: int
     sliding_window: int | None
     dropout: float
+    causal: bool
     path: str  # "original" for rows that are not packed, else "flash", "varlen" or "segments"
 
 
@@ -105,8 +106,8 @@ class PackedAttention:
         self, module: Any, query: Any, key: Any, value: Any, segments: Segments, kwargs: dict[str, Any]
     ) -> tuple[torch.Tensor, Any]:
         _check_shapes(query, key, segments)
-        causal = kwargs.get("is_causal")
-        if not (getattr(module, "is_causal", True) if causal is None else causal):
+        causal = _is_causal(module, kwargs)
+        if not causal and not segments.any_direction:
             raise NotImplementedError("packed attention is causal, and this layer's is not")
         path = self._path(query, value, kwargs)
         if _calls is not None:
@@ -115,10 +116,10 @@ class PackedAttention:
             return self._flash(module, query, key, value, segments, kwargs)
         options = _known(**kwargs)
         if path == "segments":
-            return attend_by_segment(query, key, value, segments, **options), None
+            return attend_by_segment(query, key, value, segments, **options, causal=causal), None
         assert self.kernel is not None
         options.pop("dropout")
-        return self.kernel.attend(query, key, value, segments, **options), None
+        return self.kernel.attend(query, key, value, segments, **options, causal=causal), None
 
     def _path(self, query: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]) -> str:
         if self._name != "sdpa":
@@ -148,7 +149,12 @@ def _call(
     module: Any, query: torch.Tensor, mask: torch.Tensor | None, kwargs: dict[str, Any], path: str
 ) -> AttentionCall:
     window, dropout = kwargs.get("sliding_window"), kwargs.get("dropout") or 0.0
-    return AttentionCall(module, mask, query.shape[2], window, dropout, path)
+    return AttentionCall(module, mask, query.shape[2], window, dropout, _is_causal(module, kwargs), path)
+
+
+def _is_causal(module: Any, kwargs: dict[str, Any]) -> bool:
+    told = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if told is None else told)
 
 
 def _check_shapes(query: torch.Tensor, key: torch.Tensor, segments: Segments) -> None:
@@ -182,8 +188,13 @@ def attend_by_segment(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    causal: bool = True,
 ) -> torch.Tensor:
-    """Attention of packed rows, one segment after another. Takes (1, H, T, D), returns (1, T, H, D of the values)."""
+    """Attention of packed rows, one segment after another. Takes (1, H, T, D), returns (1, T, H, D of the values).
+
+    Raises NotImplementedError for a sliding window that is not causal.
+    """
+    check_window(sliding_window, causal)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -195,9 +206,10 @@ def attend_by_segment(
         if before >= 0:
             k, v = torch.cat([keys[before], k], dim=2), torch.cat([values[before], v], dim=2)
         mask = _mask(segments.lengths[segment], segments.seen[segment], sliding_window, query.device)
+        is_causal = causal and mask is None
         outputs.append(
             functional.scaled_dot_product_attention(
-                queries[segment], k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                queries[segment], k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

@@ -60,8 +60,9 @@ def _lost_mask(call: AttentionCall, config: Any) -> str | None:
     mask = call.attention_mask
     keys = mask.shape[-1]
     sees = mask if mask.dtype == torch.bool else mask == 0
-    told = visible(call.queries, keys, call.sliding_window, mask.device)
+    told = visible(call.queries, keys, call.sliding_window, mask.device) if call.causal else torch.ones_like(sees)
     biased = mask.dtype != torch.bool and bool((mask[sees.logical_not()] > torch.finfo(mask.dtype).min / 2).any())
     if biased or not bool((sees == told).all()):
-        return "an attention mask says more than that rows are causal; packed rows have no mask"
+        what = "rows are causal" if call.causal else "tokens look at all of their row"
+        return f"an attention mask says more than that {what}; packed rows have no mask"
     return None

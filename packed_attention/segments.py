@@ -13,7 +13,9 @@ import torch
 class Segments:
     """Which tokens may look at which, as the model's attention layers receive it.
 
-    A segment's tokens look at themselves causally and at all of the segment `before`, if there is one (-1: none).
+    A segment's tokens look at themselves causally and at all of the segment `before`, if there is one (-1: none). With
+    `any_direction`, layers that are not causal (an encoder's) may take the segments too, where none has one before it:
+    each token then looks at all of its segment.
     """
 
     # Not a dataclass: Dynamo guards on every field of a frozen one, and would compile again for every packed sequence.
@@ -24,7 +26,9 @@ class Segments:
         ends_q: torch.Tensor,
         ends_k: torch.Tensor,
         keys: torch.Tensor | None,
+        any_direction: bool = False,
     ):
+        self.any_direction = any_direction and keys is None
         self.lengths = lengths
         self.before = before
         self.ends_q = ends_q  # cumulative lengths of queries, shape (P + 1,), int32

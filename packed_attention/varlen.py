@@ -60,11 +60,13 @@ class VarlenKernel:
         segments: Segments,
         scaling: float | None,
         sliding_window: int | None,
+        causal: bool = True,
     ) -> torch.Tensor:
         """Attention of packed rows. Takes (1, H, T, D), returns (1, T, H, D of the values).
 
-        Raises NotImplementedError for a sliding window where the installed function has none.
+        Raises NotImplementedError for a sliding window where the installed function has none, or that is not causal.
         """
+        check_window(sliding_window, causal)
         # Values say which precision is meant: some models normalise queries and keys in float32.
         q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
         scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
@@ -72,7 +74,7 @@ class VarlenKernel:
         q, k, v = _of_one_head_size(q, k, v)
         if segments.keys is not None:
             k, v = select_keys(k, segments.keys), select_keys(v, segments.keys)
-        options = self._window(sliding_window)
+        options = self._window(sliding_window, causal)
         if q.shape[1] != k.shape[1]:
             if "enable_gqa" in self.takes:
                 options["enable_gqa"] = True
@@ -103,7 +105,9 @@ class VarlenKernel:
                 return f"torch {torch.__version__}'s kernel of variable length looks at other tokens (window {window})"
         return None
 
-    def _window(self, sliding_window: int | None) -> dict[str, Any]:
+    def _window(self, sliding_window: int | None, causal: bool) -> dict[str, Any]:
+        if not causal:
+            return {}  # what every version does without being told
         # FlashAttention aligns the last query with the last key, which is how a completion sees its prompt. A window of
         # w tokens is the token itself and w - 1 before it.
         if "window_size" in self.takes:
@@ -113,6 +117,12 @@ class VarlenKernel:
                 f"torch {torch.__version__} has no sliding window in its kernel of variable length; 2.11 and later have"
             )
         return {"is_causal": True}
+
+
+def check_window(sliding_window: int | None, causal: bool) -> None:
+    """Raises NotImplementedError for a window that looks ahead too, as some encoders' do."""
+    if sliding_window is not None and not causal:
+        raise NotImplementedError("packed attention has no sliding window that looks in both directions")
 
 
 def _of_one_head_size(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -155,8 +165,8 @@ def _segments(lengths: list[int], before: list[int], device: torch.device) -> Se
     spans = [torch.arange(start, end) for start, end in itertools.pairwise(starts)]
     keys = [torch.cat([spans[other], own]) if other >= 0 else own for own, other in zip(spans, before, strict=True)]
     ends = torch.tensor([0, *map(len, keys)]).cumsum(0)
-    tensors = (torch.tensor(starts).int(), ends.int(), torch.cat(keys))
-    return Segments(lengths, before, *(tensor.to(device) for tensor in tensors))
+    ends_q, ends_k, keys_K = (each.to(device) for each in (torch.tensor(starts).int(), ends.int(), torch.cat(keys)))
+    return Segments(lengths, before, ends_q, ends_k, keys_K)
 
 
 def _expected(segments: Segments, window: int | None) -> torch.Tensor:

@@ -1,16 +1,17 @@
-"""The executor of a scorer whose model scores batches of several groups: one queue and one thread for each device.
+"""The executor of a scorer whose model scores batches of several groups: one queue and its threads for each device.
 
-Owns the steps of a group through a BatchedScorer: `prepare` in a thread, `compute` in the devices' threads, `finish`.
-The batcher decides what goes into a batch.
+Owns the steps of a group through a BatchedScorer: `prepare` in a thread, then in the devices' threads `assemble`,
+`compute` and `read` of the batches that hold its samples, then `finish`. The batcher decides what goes into a batch.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
+from reward_server.execution.batch_device import ThreadedDevice
 from reward_server.execution.batcher import Batcher, BatchTimeoutError
 from reward_server.execution.executors import load_scorer
 from reward_server.execution.fair_queue import current_caller
@@ -22,7 +23,7 @@ from reward_server.execution.results import (
     failure_from,
     validated,
 )
-from reward_server.execution.thread_pool import LimitedThreads, ThreadPool
+from reward_server.execution.thread_pool import LimitedThreads
 from reward_server.scorers.base import Result
 from reward_server.scorers.batched import BatchedScorer, Sample
 from reward_server.types import Group, Score, Status
@@ -36,26 +37,25 @@ class BatchExecutor:
     def __init__(self, scorer: BatchedScorer):
         self._scorer = scorer
         self._prepare_thread = LimitedThreads(f"prepare {scorer.name}", 1, scorer.options.timeout_s)
-        self._device_threads: list[ThreadPool] = []
+        self._devices: list[ThreadedDevice] = []
         self.batcher = Batcher([], scorer.max_batch_tokens, scorer.options.timeout_s)
 
     async def load(self) -> ScorerDescription:
-        first = ThreadPool(f"scorer {self._scorer.name} 0", 1)
-        self._device_threads = [first]
+        scorer = self._scorer
+        first = self._device(0)
+        self._devices = [first]
         try:
-            await first.start(lambda: load_scorer(self._scorer))
+            await first.run(lambda: load_scorer(scorer))
         except BaseException:
             first.close()
             raise
-        self._device_threads += [
-            ThreadPool(f"scorer {self._scorer.name} {replica}", 1) for replica in range(1, self._scorer.replicas)
-        ]
-        devices = [functools.partial(self._compute, replica) for replica in range(self._scorer.replicas)]
-        self.batcher = Batcher(devices, self._scorer.max_batch_tokens, self._scorer.options.timeout_s)
+        self._devices += [self._device(replica) for replica in range(1, scorer.replicas)]
+        self.batcher = Batcher(self._devices, scorer.max_batch_tokens, scorer.options.timeout_s, scorer.pads)
         self.batcher.start()
-        return describe(self._scorer)
+        return describe(scorer)
 
     async def run(self, group: Group) -> TimedResult:
+        arrived = time.perf_counter()
         try:
             prepared, queued_s, compute_s = await self._prepare_thread.run(lambda: self._scorer.prepare(group))
             samples = [item for item in prepared if isinstance(item, Sample)]
@@ -63,6 +63,7 @@ class BatchExecutor:
                 [sample.data for sample in samples],
                 [sample.tokens for sample in samples],
                 (group.run_id, current_caller.get()[1]),
+                arrived,
             )
             outputs = iter(answer.outputs)
             merged = [next(outputs) if isinstance(item, Sample) else item for item in prepared]
@@ -77,13 +78,15 @@ class BatchExecutor:
         has_overdue = self._prepare_thread.has_overdue or self.batcher.is_overdue
         await self.batcher.close()
         self._prepare_thread.close()
-        for thread in self._device_threads:
-            thread.close()
+        for device in self._devices:
+            device.close()
         if not has_overdue:
             self._scorer.close()
 
-    async def _compute(self, replica: int, data: Sequence[Any]) -> Sequence[Any]:
-        return await self._device_threads[replica].start(lambda: self._scorer.compute(data, replica))
+    def _device(self, replica: int) -> ThreadedDevice:
+        scorer = self._scorer
+        name = f"scorer {scorer.name} {replica}"
+        return ThreadedDevice(name, scorer.assemble, lambda batch: scorer.compute(batch, replica), scorer.read)
 
     def _finish(self, group: Group, prepared: Sequence[Sample | Score], outputs: Sequence[Any]) -> Result:
         logged: set[str] = set()

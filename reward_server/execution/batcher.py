@@ -1,42 +1,42 @@
 """Forms model batches from the samples of many callers, and gives each caller its own outputs.
 
 Owns one queue for each device, and one task for each device that feeds it. Knows nothing of gRPC, scorers or threads:
-for each device it is given an async function from samples to outputs.
+it is given devices that compute batches in their order (`batch_device`).
 
-    batcher = Batcher([compute_on_gpu_0, compute_on_gpu_1], max_batch_tokens=16384, limit_s=60)
+    batcher = Batcher([gpu_0, gpu_1], max_batch_tokens=16384, limit_s=60)
     batcher.start()
     answer = await batcher.submit(samples, lengths, flow=("run 7", "rank 3"))
     await batcher.close()
 
-Batches are formed as soon as a device is free; the batcher never waits for more work to arrive. Batches grow while
-devices are busy. What a device computes next:
+Batches are formed as soon as a device is free; the batcher never waits for more work to arrive. While a device is busy,
+batches grow until one is full. A full one is started behind the one that is computed, so that it is ready before that
+one ends. What a device computes next:
 
     waiting: whole groups, in fair order of run and caller   (`fair_shares`)
       -> started: groups of a few batches' tokens, their rows sorted by length
            -> a batch: the oldest group's longest row, and its neighbours in length as long as they pay
 
-So rows of similar length are computed together, and groups finish in the order in which they were started. A device
-whose own queue is empty takes a batch from the fullest other queue.
+So rows of similar length are computed together, and groups finish in the order in which they were started. If a model
+needs no padding, a batch is the rows of the oldest groups. A device whose own queue is empty takes a batch from the
+fullest other queue, or the one that another device has not begun.
 
-The cost of a batch is its longest row × its number of rows, in tokens. A batch that raises is split in halves until the
-row at fault is alone. A batch that exceeds the time limit fails; its device gets no other batch until that one has
-returned, if it ever does, and the other devices take over its queue.
+The cost of a batch in tokens is its longest row × its number of rows, or without padding the sum of its rows. A batch
+that raises is split in halves until the row at fault is alone. A batch that exceeds the time limit fails; its device
+gets no other batch until that one has returned, if it ever does, and the other devices take over its queue.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from reward_server.execution.batch_device import Device
 from reward_server.execution.batch_queue import BatchQueue, Row, WorkItem
-
-Compute = Callable[[Sequence[Any]], Awaitable[Sequence[Any]]]
-"""Computes one output for each sample of a batch."""
+from reward_server.execution.device_state import Batch, DeviceState
 
 
 class BatchTimeoutError(TimeoutError):
@@ -49,7 +49,7 @@ class BatcherClosedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outputs of one caller's samples, in their order: what `compute` returned, or the exception that it raised.
+    """The outputs of one caller's samples, in their order: what the device returned, or the exception that it raised.
 
     `compute_s` is the time of the batches that held the samples, and `queued_s` is the rest of the time.
     """
@@ -61,16 +61,18 @@ class Answer:
 
 @dataclass(slots=True)
 class BatchStats:
-    """Counters since the start. A batch is one call of `compute`; a row is one sample in it."""
+    """Counters since the start. A batch is one call of the model; a row is one sample in it."""
 
     batches: int = 0
     rows: int = 0
     tokens: int = 0
     """Tokens of these rows, without padding."""
     padded_tokens: int = 0
-    """Tokens that were computed: longest row × rows, summed over the batches."""
+    """Tokens that were computed: longest row × rows, summed over the batches; without padding the same as `tokens`."""
     busy_s: float = 0.0
     """Seconds that devices spent computing, summed over the devices."""
+    idle_s: float = 0.0
+    """Seconds that devices did not compute while samples waited for them, summed over the devices."""
     dropped: int = 0
     """Rows that never reached the model, since their caller had left."""
     failed: int = 0
@@ -85,15 +87,34 @@ class BatchStats:
         """The share of the computed tokens that is not padding; 1 before the first batch."""
         return self.tokens / self.padded_tokens if self.padded_tokens else 1.0
 
+    @property
+    def idle(self) -> float:
+        """The share of the time with work in which devices did not compute; 0 before the first batch."""
+        return self.idle_s / (self.idle_s + self.busy_s) if self.busy_s else 0.0
+
+    def count(self, rows: Sequence[Row], pads: bool, idle_s: float, busy_s: float) -> None:
+        """Counts a batch that a device was given."""
+        tokens = sum(row.length for row in rows)
+        self.batches += 1
+        self.rows += len(rows)
+        self.tokens += tokens
+        self.padded_tokens += max(row.length for row in rows) * len(rows) if pads else tokens
+        self.idle_s += idle_s
+        self.busy_s += busy_s
+
 
 class Batcher:
     """The queues of one model's devices, and the tasks that empty them."""
 
-    def __init__(self, devices: Sequence[Compute], max_batch_tokens: int, limit_s: float):
-        """`limit_s` is the time limit of one call of a device's `compute`, in seconds from its start."""
+    def __init__(self, devices: Sequence[Device], max_batch_tokens: int, limit_s: float, pads: bool = True):
+        """`limit_s` is the time limit of one batch on a device, in seconds, from when the one before it has ended.
+
+        `pads` says whether devices pad the rows of a batch to the longest one.
+        """
         self.stats = BatchStats()
         self._limit_s = limit_s
-        self._devices = [_Device(compute, BatchQueue(max_batch_tokens)) for compute in devices]
+        self._pads = pads
+        self._devices = [DeviceState(device, BatchQueue(max_batch_tokens, pads)) for device in devices]
         self._tasks: list[asyncio.Task[None]] = []
         self._clocks: dict[WorkItem, asyncio.TimerHandle] = {}
 
@@ -116,27 +137,33 @@ class Batcher:
         """Starts to feed the devices, in the running event loop."""
         self._tasks = [asyncio.create_task(self._feed(device)) for device in self._devices]
 
-    async def submit(self, samples: Sequence[Any], lengths: Sequence[int], flow: tuple[str, str] = ("", "")) -> Answer:
+    async def submit(
+        self,
+        samples: Sequence[Any],
+        lengths: Sequence[int],
+        flow: tuple[str, str] = ("", ""),
+        arrived: float | None = None,
+    ) -> Answer:
         """Waits until each sample has its output or its exception. `lengths` are in tokens; `flow` is run and caller.
 
-        Cancelling drops the samples that have not reached a model yet. Raises BatcherClosedError.
+        A device that is idle counts as idle since the caller has `arrived`, by time.perf_counter(). Cancelling drops
+        the samples that have not reached a model yet. Raises BatcherClosedError.
         """
         if not samples:
             return Answer([])
         if not self._tasks:
             raise BatcherClosedError("the batcher is closed, or was never started")
-        work = WorkItem(samples, lengths, flow, asked=time.perf_counter())
-        queue = min(self._devices, key=_Device.load).queue
-        queue.add(work)
+        work = WorkItem(samples, lengths, flow, time.perf_counter(), arrived)
+        device = min(self._devices, key=DeviceState.load)
+        device.queue.add(work)
         if self._is_stuck():
-            self._start_clock(queue, work)
+            self._start_clock(device.queue, work)
+        device.start_ahead()
         self._wake()
         try:
             await work.done
         except asyncio.CancelledError:
-            self.stats.dropped += len(queue.discard(work))
-            if (clock := self._clocks.pop(work, None)) is not None:
-                clock.cancel()
+            self._discard(work)
             raise
         queued_s = max(0.0, time.perf_counter() - work.asked - work.compute_s)
         return Answer(work.outputs, queued_s, work.compute_s)
@@ -149,7 +176,9 @@ class Batcher:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._stop_clocks()
         for device in self._devices:
-            for work in device.queue.items() | {row.work for row in device.running}:
+            rows = device.rows
+            device.taken_back()
+            for work in device.queue.items() | {row.work for row in rows}:
                 if not work.has_ended:
                     work.done.set_exception(BatcherClosedError("the batcher was closed before this work was done"))
 
@@ -159,41 +188,43 @@ class Batcher:
         for device in self._devices:
             device.wake.set()
 
-    async def _feed(self, device: _Device) -> None:
+    async def _feed(self, device: DeviceState) -> None:
         while True:
-            device.running = self._next_batch(device)
-            if device.running:
-                await self._run(device, device.running)
+            device.current, device.ahead = device.ahead or self._next_batch(device), None
+            if device.current is not None:
+                await self._run(device, device.current)
             else:
                 device.wake.clear()
                 await device.wake.wait()
 
-    def _next_batch(self, device: _Device) -> list[Row]:
+    def _next_batch(self, device: DeviceState) -> Batch | None:
+        """A batch that was just started on the device; None if there is nothing to do."""
         others = sorted(self._devices, key=lambda other: -other.queue.tokens)
         for source in (device, *others):
-            if source.queue.rows:
-                return source.queue.next_batch()
-        return []
+            while source.queue.rows:
+                if rows := self._without_abandoned(source.queue.next_batch()):
+                    return device.started(rows)
+        for other in others:
+            if rows := other.taken_back():
+                return device.started(rows)
+        return None
 
-    async def _run(self, device: _Device, rows: list[Row]) -> None:
-        rows = self._without_abandoned(rows)
-        if not rows:
-            return
-        began = time.perf_counter()
-        job = asyncio.ensure_future(device.compute([row.sample for row in rows]))
+    async def _run(self, device: DeviceState, batch: Batch) -> None:
+        device.start_ahead()
         try:
-            done, _ = await asyncio.wait({job}, timeout=self._limit_s)
-            self._count(rows, time.perf_counter() - began)
+            done, _ = await asyncio.wait({batch.job.done}, timeout=self._limit_s)
+            self._count(device, batch)
             if done:
-                self._settle(device, rows, job)
+                self._settle(device, batch)
             else:
-                self._fail(rows, BatchTimeoutError(f"no score within timeout_s = {self._limit_s:g} s"))
-                await self._wait_for_overdue(device, job)
+                self._fail(batch.rows, BatchTimeoutError(f"no score within timeout_s = {self._limit_s:g} s"))
+                await self._wait_for_overdue(device, batch.job.done)
         finally:
-            job.cancel()
+            batch.abandon()
 
-    def _settle(self, device: _Device, rows: list[Row], job: asyncio.Future[Sequence[Any]]) -> None:
-        outputs, error = _outcome(job, len(rows))
+    def _settle(self, device: DeviceState, batch: Batch) -> None:
+        rows = batch.rows
+        outputs, error = _outcome(batch.job.done, len(rows))
         if error is None:
             for row, output in zip(rows, outputs, strict=True):
                 row.work.settle(row, output)
@@ -208,14 +239,26 @@ class Batcher:
         self.stats.dropped += len(rows) - len(kept)
         return kept
 
-    def _count(self, rows: list[Row], took_s: float) -> None:
-        self.stats.batches += 1
-        self.stats.busy_s += took_s
-        self.stats.rows += len(rows)
-        self.stats.tokens += sum(row.length for row in rows)
-        self.stats.padded_tokens += max(row.length for row in rows) * len(rows)
-        for work in {row.work for row in rows}:
-            work.compute_s += took_s
+    def _discard(self, work: WorkItem) -> None:
+        """Drops the rows of a caller who has left, as far as no device has begun them."""
+        for device in self._devices:
+            if device.ahead is not None and any(row.work is work for row in device.ahead.rows):
+                device.queue.put_back(device.taken_back())
+            self.stats.dropped += len(device.queue.discard(work))
+            device.start_ahead()
+        if (clock := self._clocks.pop(work, None)) is not None:
+            clock.cancel()
+
+    def _count(self, device: DeviceState, batch: Batch) -> None:
+        now = time.perf_counter()
+        ended = batch.job.ended or now
+        began = batch.job.began or ended
+        waited = began - max(device.free_since, min(row.work.arrived for row in batch.rows))
+        busy_s = max(0.0, ended - max(began, device.free_since))
+        self.stats.count(batch.rows, self._pads, max(0.0, waited), busy_s)
+        device.free_since = max(device.free_since, ended)
+        for work in {row.work for row in batch.rows}:
+            work.compute_s += ended - began
 
     def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         self.stats.failed += len(rows)
@@ -224,10 +267,15 @@ class Batcher:
 
     # ------------------------------------------------------------------------------------------------ overdue batches
 
-    async def _wait_for_overdue(self, device: _Device, job: asyncio.Future[Any]) -> None:
+    async def _wait_for_overdue(self, device: DeviceState, job: asyncio.Future[Any]) -> None:
         """Waits for a batch that has exceeded its limit: nothing else can run on its device."""
         self.stats.overdue += 1
         device.is_overdue = True
+        device.queue.put_back(device.taken_back())
+        if (behind := device.ahead) is not None:  # the device has begun it already, and it may hang as well
+            device.ahead = None
+            self._fail(behind.rows, BatchTimeoutError("the device is busy with a batch that exceeded its limit"))
+            behind.abandon()
         if self._is_stuck():
             for other in self._devices:
                 for work in other.queue.items():
@@ -238,7 +286,7 @@ class Batcher:
             with contextlib.suppress(BaseException):
                 job.result()
         finally:
-            device.is_overdue = False
+            device.is_overdue, device.free_since = False, time.perf_counter()
             self._stop_clocks()
 
     def _is_stuck(self) -> bool:
@@ -258,21 +306,6 @@ class Batcher:
         self._clocks.pop(work, None)
         message = f"all {len(self._devices)} devices are busy with batches that exceeded their limit"
         self._fail(queue.discard(work), BatchTimeoutError(message))
-
-
-@dataclass(slots=True)
-class _Device:
-    """One device, its queue and its running batch."""
-
-    compute: Compute
-    queue: BatchQueue
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    running: list[Row] = field(default_factory=list)
-    is_overdue: bool = False
-
-    def load(self) -> float:
-        """The tokens that the device has to compute before it is free."""
-        return math.inf if self.is_overdue else self.queue.tokens + sum(row.length for row in self.running)
 
 
 def _outcome(job: asyncio.Future[Sequence[Any]], expected: int) -> tuple[Sequence[Any], Exception | None]:

@@ -36,6 +36,7 @@ class ThreadPool:
         self._size = size
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._threads = 0
+        self._starting = threading.Lock()
 
     def start(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Starts the function, or queues it for a thread. Cancelling the future does not end the function."""
@@ -46,15 +47,20 @@ class ThreadPool:
             try:
                 settle, value = future.set_result, function()
             except BaseException as error:
-                settle, value = future.set_exception, _for_future(error)
+                settle, value = future.set_exception, for_future(error)
             with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                 loop.call_soon_threadsafe(lambda: None if future.done() else settle(value))
 
-        if self._threads < self._size:
-            self._threads += 1
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        self._jobs.put(job)
+        self.submit(job)
         return future
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Runs a function that raises nothing and whose result nobody waits for. May be called in any thread."""
+        with self._starting:
+            if self._threads < self._size:
+                self._threads += 1
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        self._jobs.put(job)
 
     def close(self) -> None:
         """Ends each thread once its current function has returned."""
@@ -135,7 +141,7 @@ def _discard_error(job: asyncio.Future[Any]) -> None:
         job.exception()
 
 
-def _for_future(error: BaseException) -> BaseException:
+def for_future(error: BaseException) -> BaseException:
     """An exception that a future can hold: asyncio re-raises SystemExit in its loop, and refuses StopIteration."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error

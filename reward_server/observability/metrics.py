@@ -55,6 +55,11 @@ FOLLOWED = {
         ),
         "dropped": ("dropped_rows", "Completions that never reached the model, since their callers had left."),
         "busy_s": ("device_busy_seconds", "Seconds in which devices computed batches, summed over the devices."),
+        "idle_s": (
+            "device_idle_seconds",
+            "Seconds in which devices did not compute though completions waited, summed over the devices; divided by "
+            "the sum of both, the idle share.",
+        ),
         "overdue": ("overdue_batches", "Batches that exceeded the time limit."),
     },
     "cache": {

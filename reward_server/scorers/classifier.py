@@ -23,7 +23,7 @@ from pydantic import Field
 from reward_server.errors import ScorerLoadError
 from reward_server.scorers.base import text_of
 from reward_server.scorers.loading import did_you_mean
-from reward_server.scorers.model_loading import first_line
+from reward_server.scorers.model_loading import Task, first_line
 from reward_server.scorers.models import Models
 from reward_server.scorers.steps import Row, joined_steps, split_steps
 from reward_server.scorers.text_model import TextModelOptions, TextModelScorer
@@ -73,8 +73,8 @@ class ClassifierScorer(TextModelScorer[ClassifierOptions]):
         return (*super().notes, *([] if self.has_chat_template else [f"groups of messages fail: {self.no_template}"]))
 
     def load_models(self) -> Models:
-        per_token = self.options.steps is not None
-        return Models(self.options, "TokenClassification" if per_token else "SequenceClassification", self._read)
+        task: Task = "SequenceClassification" if self.options.steps is None else "TokenClassification"
+        return Models(self.options, task, self._read, self.options.max_length)
 
     def load(self) -> None:
         super().load()
@@ -93,12 +93,16 @@ class ClassifierScorer(TextModelScorer[ClassifierOptions]):
         texts = [self._text(*pair) + self.options.suffix for pair in pairs]
         return [Row(ids, tail=min(self._suffix_length, len(ids))) for ids in self.ids(texts)]
 
-    def compute(self, data: Sequence[Row], replica: int) -> list[Any]:
-        """A number for each row, or one for each of its steps."""
-        values = self._values(self.models.outputs([row.ids for row in data], replica)).cpu()
+    def values_on_device(self, numbers: Any) -> Any:
+        """The score of the label at [N], or at [N, T] for steps, from its logits."""
+        if (self.options.output or ("logit" if self.options.steps is None else "probability")) == "logit":
+            return numbers[..., self._label]
+        return numbers[..., 0].sigmoid() if numbers.shape[-1] == 1 else numbers.softmax(-1)[..., self._label]
+
+    def values_of_rows(self, rows: Sequence[Row], values: Any) -> list[Any]:
         if self.options.steps is None:
             return values.tolist()
-        return [values[index, list(row.step_ends)].tolist() for index, row in enumerate(data)]
+        return [values[index, list(row.step_ends)].tolist() for index, row in enumerate(rows)]
 
     def _text(self, prompt: Content, completion: Content) -> str:
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -114,17 +118,11 @@ class ClassifierScorer(TextModelScorer[ClassifierOptions]):
         start_ids, *ids_of_steps = self.ids([start, *split_steps(text_of(completion), self.options.steps.separator)])
         return joined_steps(start_ids, ids_of_steps, self._step_token_ids)
 
-    def _values(self, logits: Any) -> Any:
-        """The score of the label at [N], or at [N, T] for steps."""
-        if (self.options.output or ("logit" if self.options.steps is None else "probability")) == "logit":
-            return logits[..., self._label]
-        return logits[..., 0].sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)[..., self._label]
-
-    def _read(self, output: Any, ids: Sequence[Sequence[int]]) -> Any:
+    def _read(self, output: Any, lengths: Sequence[int]) -> Any:
         """The scores in a model's output: [N, labels], or [N, T, labels] for steps."""
         scores = scores_of(output, self.options.output_field)
         per_token = self.options.steps is not None
-        rows, tokens = len(ids), max(map(len, ids))
+        rows, tokens = len(lengths), max(lengths)
         if scores.ndim == 1 + per_token:
             scores = scores[..., None]
         has_rows = scores.ndim == 2 + per_token and scores.shape[0] == rows

@@ -52,8 +52,8 @@ class TextModelOptions(ModelOptions):
     max_batch_tokens: int = Field(
         16384,
         ge=1,
-        description="Tokens of one forward pass, padding included, out of any groups that wait; a longer text goes "
-        "alone.",
+        description="Tokens of one forward pass, its padding included if rows are padded, out of any groups that wait; "
+        "a longer text goes alone.",
     )
     chat_template: str | None = Field(
         None,
@@ -89,16 +89,21 @@ class TextModelScorer(BatchedScorer[OptionsT]):
         return self.options.max_batch_tokens
 
     @property
+    def pads(self) -> bool:
+        return self.models.choice.form == "padded"
+
+    @property
     def models(self) -> Models:
         assert self._models is not None, "load() comes first"
         return self._models
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """That code of the checkpoint runs here, if it does."""
+        """The form of rows in a forward pass, and that code of the checkpoint runs here, if it does."""
+        form = str(self.models.choice)
         if not self.options.trust_remote_code or not (code := code_of(self.models.config)):
-            return ()
-        return (f"trust_remote_code: code of the checkpoint runs in the server: {', '.join(code)}",)
+            return (form,)
+        return (form, f"trust_remote_code: code of the checkpoint runs in the server: {', '.join(code)}")
 
     @abstractmethod
     def load_models(self) -> Models:
@@ -107,6 +112,14 @@ class TextModelScorer(BatchedScorer[OptionsT]):
     @abstractmethod
     def rows(self, group: Group) -> list[Row]:
         """What the model sees of each completion, G long."""
+
+    @abstractmethod
+    def values_on_device(self, numbers: Any) -> Any:
+        """The values that are read, from what the model gives, on its device."""
+
+    @abstractmethod
+    def values_of_rows(self, rows: Sequence[Row], values: Any) -> list[Any]:
+        """A number for each row, or one for each of its steps, from the values of a forward pass."""
 
     def load(self) -> None:
         self._models = self.load_models()
@@ -123,6 +136,20 @@ class TextModelScorer(BatchedScorer[OptionsT]):
 
     def prepare(self, group: Group) -> list[Sample | Score]:
         return [self._sample(row) for row in self.rows(group)]
+
+    def assemble(self, data: Sequence[Row]) -> list[tuple[Sequence[Row], Any]]:
+        """The rows of each forward pass, and their tensors on the host."""
+        models = self.models
+        passes = [(rows, [row.ids for row in rows]) for rows in models.passes(data)]
+        return [(rows, models.assemble(ids, [_places(row) for row in rows])) for rows, ids in passes]
+
+    def compute(self, batch: Sequence[tuple[Sequence[Row], Any]], replica: int) -> list[tuple[Sequence[Row], Any]]:
+        models = self.models
+        return [(rows, models.launch(tensors, replica, self.values_on_device)) for rows, tensors in batch]
+
+    def read(self, computed: Sequence[tuple[Sequence[Row], Any]]) -> list[Any]:
+        """A number for each row, or one for each of its steps."""
+        return [value for rows, outputs in computed for value in self.values_of_rows(rows, outputs.read())]
 
     def finish(self, prepared: Sequence[Sample | Score], outputs: Sequence[Any]) -> Result:
         scores = tuple(self._score(output) for output in outputs)
@@ -206,3 +233,8 @@ class TextModelScorer(BatchedScorer[OptionsT]):
         if isinstance(output, Score):
             return output
         return to_score(aggregated(output, self.options.steps.aggregate) if self.options.steps else output)
+
+
+def _places(row: Row) -> tuple[int, ...]:
+    """The positions at which a row is scored."""
+    return row.step_ends or (len(row.ids) - 1,)

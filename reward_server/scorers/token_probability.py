@@ -126,14 +126,19 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
             for index, content in enumerate(group.contents())
         ]
 
-    def compute(self, data: Sequence[Row], replica: int) -> list[Any]:
+    def values_on_device(self, numbers: Any) -> Any:
+        """The probability at each position, [P], from the logits of all tokens, [P, V]."""
+        positive = numbers[:, self._positive].logsumexp(-1)
+        if not self._negative:
+            return (positive - numbers.logsumexp(-1)).exp()
+        return (positive - numbers[:, [*self._positive, *self._negative]].logsumexp(-1)).exp()
+
+    def values_of_rows(self, rows: Sequence[Row], values: Any) -> list[Any]:
         """A probability for each row, or one for each of its steps."""
-        assert isinstance(self.models, NextTokenModels)
-        ends = [row.step_ends or (len(row.ids) - 1,) for row in data]
-        logits_PV = self.models.next_token_logits([row.ids for row in data], ends, replica)
-        values = iter(self._probabilities(logits_PV).tolist())
-        per_row = [[next(values) for _ in row_ends] for row_ends in ends]
-        return per_row if self.options.steps is not None else [values_of_row[0] for values_of_row in per_row]
+        if self.options.steps is None:
+            return values.tolist()
+        left = iter(values.tolist())
+        return [[next(left) for _ in row.step_ends] for row in rows]
 
     def _row(self, prompt: Content, completion: Content, columns: dict[str, Any]) -> Row:
         """A row whose middle is the completion. Whole texts are tokenized as one where nothing is to be cut off."""
@@ -170,12 +175,6 @@ class TokenProbabilityScorer(TextModelScorer[TokenProbabilityOptions]):
             )
         return before, rest[0]
 
-    def _probabilities(self, logits_PV: Any) -> Any:
-        positive = logits_PV[:, self._positive].logsumexp(-1)
-        if not self._negative:
-            return (positive - logits_PV.logsumexp(-1)).exp()
-        return (positive - logits_PV[:, [*self._positive, *self._negative]].logsumexp(-1)).exp()
-
     def _special_tokens_before(self) -> list[int]:
         (text,) = self.ids(["a"])
         whole = self.models.tokenizer("a")["input_ids"]
@@ -206,7 +205,7 @@ class NextTokenModels(Models):
 
     def __init__(self, options: TokenProbabilityOptions):
         self._wanted: dict[int, Any] = {}
-        super().__init__(options, "CausalLM", lambda output, _: output.logits)
+        super().__init__(options, "CausalLM", lambda output, _: output.logits, options.max_length)
 
     def prepare(self, replica: int) -> None:
         """The output layer of this copy is given the hidden states of the wanted positions and no others."""
@@ -223,15 +222,10 @@ class NextTokenModels(Models):
         """All but the output layer, whose positions are others in each batch."""
         return model.base_model
 
-    def outputs(self, ids: Sequence[Sequence[int]], replica: int) -> Any:
-        """The logits behind the last token of each row, [N, V]."""
-        return self.next_token_logits(ids, [(len(row) - 1,) for row in ids], replica)
+    def wanted(self, ids: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The last token of each row."""
+        return [(len(row) - 1,) for row in ids]
 
-    def next_token_logits(self, ids: Sequence[Sequence[int]], ends: Sequence[Sequence[int]], replica: int) -> Any:
-        """The logits of the token that follows each of these positions of each row, [P, V]. Not beside itself."""
-        import torch  # noqa: PLC0415 - only where it runs
-
-        length = self.padded_length(ids)
-        wanted = [row * length + end for row, row_ends in enumerate(ends) for end in row_ends]
-        self._wanted[replica] = torch.tensor(wanted).to(self.replicas[replica].device)
-        return super().outputs(ids, replica).cpu()
+    def use_wanted(self, wanted_K: Any, replica: int) -> None:
+        """The logits of the token that follows each of these positions are given, [P, V], and no others."""
+        self._wanted[replica] = wanted_K

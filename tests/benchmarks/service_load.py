@@ -1,6 +1,6 @@
 """The service under load, a part at a time; each prints what it measures and what it is measured against.
 
-    python tests/benchmarks/service_load.py [--part a,b,c,d] [--rounds 5] [--seconds 6] [--callers 64]
+    python tests/benchmarks/service_load.py [--part a,b,c,d] [--rounds 5] [--seconds 6] [--callers 64] [--device cuda]
 
 A part is a module of tests/benchmarks/load with `run(settings)`, named in PARTS; it starts what it measures in
 processes of its own and lets the targets take turns, so that a busy machine slows all of them.
@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=defaults.rounds)
     parser.add_argument("--seconds", type=float, default=defaults.seconds, help="of each turn")
     parser.add_argument("--callers", type=int, default=defaults.callers)
+    parser.add_argument("--device", default=defaults.device, choices=["cpu", "cuda"], help="of the model of a and b")
     args = parser.parse_args()
     parts = [part.strip() for part in args.part.split(",")]
     if unknown := set(parts) - set(PARTS):
@@ -46,7 +47,7 @@ def main() -> None:
         title, module = PARTS[name]
         print(f"\n({name}) {title}", flush=True)
         importlib.import_module(f"tests.benchmarks.load.{module}").run(
-            Settings(args.rounds, args.seconds, args.callers)
+            Settings(args.rounds, args.seconds, args.callers, args.device)
         )
 
 

@@ -90,6 +90,24 @@ def test_every_torch_with_a_kernel_packs(
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("version", SIGNATURES)
+def test_an_encoder_sees_all_of_its_own_segment_and_nothing_else(version: str) -> None:
+    segments = Segments(ALONE.lengths, ALONE.before, ALONE.ends_q, ALONE.ends_k, None, any_direction=True)
+    inputs = tensors(segments, 4, 2, 8, 8)
+    q, k, v = (x.split(segments.lengths, dim=2) for x in inputs)
+    alone = [
+        torch.nn.functional.scaled_dot_product_attention(*one, scale=0.3, enable_gqa=True)
+        for one in zip(q, k, v, strict=True)
+    ]
+    expected = torch.cat(alone, dim=2).transpose(1, 2)
+    by_segment = attend_by_segment(*inputs, segments, scaling=0.3, causal=False)
+    by_kernel = VarlenKernel.of(SIGNATURES[version]).attend(*inputs, segments, 0.3, None, causal=False)
+    for found in (by_segment, by_kernel):
+        assert torch.allclose(found, expected, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="no sliding window that looks in both directions"):
+        attend_by_segment(*inputs, segments, sliding_window=4, causal=False)
+
+
 def test_the_installed_kernel_takes_what_is_known_of_it() -> None:
     installed = VarlenKernel.installed()
     if installed is None:
@@ -173,6 +191,10 @@ def test_a_layer_that_is_not_causal_is_refused() -> None:
     for options in ({"module": module}, {"is_causal": False}):
         with pytest.raises(NotImplementedError, match="packed attention is causal, and this layer's is not"):
             call(segments=segments_of([(4, 2)]), **options)
+        rows = segments_of([(4, 2)])
+        in_any_direction = Segments(rows.lengths, rows.before, rows.ends_q, rows.ends_k, None, any_direction=True)
+        output, _ = call(segments=in_any_direction, **options)
+        assert output.shape == (1, 6, 2, 8)
 
 
 def test_a_layer_with_other_tokens_than_the_packed_ones_is_refused() -> None:

@@ -10,14 +10,14 @@ from torch.nn import functional
 
 def attend(q: Any, k: Any, v: Any, ends_q: Any, ends_k: Any, window: tuple[int, int], scale: float | None) -> Any:
     """Attention a sequence, with the last query aligned with the last key; a window as FlashAttention has it."""
-    assert window[1] == 0, "packed rows are causal"
+    assert window == (-1, -1) or window[1] == 0, "packed rows are causal, or look at all of their row"
     outputs = []
     for number in range(len(ends_q) - 1):
         queries = q[ends_q[number] : ends_q[number + 1]].transpose(0, 1)
         keys, values = (x[ends_k[number] : ends_k[number + 1]].transpose(0, 1) for x in (k, v))
         own, seen = queries.shape[1], keys.shape[1]
         distance = torch.arange(seen - own, seen)[:, None] - torch.arange(seen)[None]
-        sees = (distance >= 0) & ((distance <= window[0]) | (window[0] < 0))
+        sees = ((distance >= 0) | (window[1] < 0)) & ((distance <= window[0]) | (window[0] < 0))
         outputs.append(functional.scaled_dot_product_attention(queries, keys, values, attn_mask=sees, scale=scale))
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
@@ -26,10 +26,9 @@ def torch_2_10(
     query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int,
     is_causal: bool = False, return_aux: Any = None,
 ) -> Any:  # fmt: skip
-    assert is_causal
     assert query.shape[1:] == key.shape[1:] == value.shape[1:]
     _check(cu_seq_q, cu_seq_k, max_q, max_k)
-    return attend(query, key, value, cu_seq_q, cu_seq_k, (-1, 0), None)
+    return attend(query, key, value, cu_seq_q, cu_seq_k, (-1, 0 if is_causal else -1), None)
 
 
 def torch_2_11(

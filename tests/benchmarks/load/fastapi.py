@@ -25,7 +25,7 @@ from tests.benchmarks.load.settings import Settings
 
 def run(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        asyncio.run(_run(save_model(Path(folder)), settings))
+        asyncio.run(_run(save_model(Path(folder), settings.device), settings))
 
 
 async def _run(model: str, settings: Settings) -> None:
@@ -89,14 +89,14 @@ class _Rewards(InProcess):
 
     def __init__(self, name: str, model: str):
         super().__init__(name, model)
-        self._totals = dict.fromkeys(("batches", "rows", "tokens", "padded_tokens", "busy_s"), 0.0)
+        self._totals = dict.fromkeys(("batches", "rows", "tokens", "padded_tokens", "busy_s", "idle_s"), 0.0)
 
     def of(self, queries: list[str]) -> list[float]:
         ids = self.scorer.models.tokenizer(text=queries, add_special_tokens=False)["input_ids"]
         began = time.perf_counter()
-        logits = self.scorer.models.logits(ids, 0)[:, 0].tolist()
+        logits = self.scorer.models.outputs(ids, 0, "padded")[:, 0].tolist()
         lengths = [len(row) for row in ids]
-        counts = (1, len(ids), sum(lengths), max(lengths) * len(ids), time.perf_counter() - began)
+        counts = (1, len(ids), sum(lengths), max(lengths) * len(ids), time.perf_counter() - began, 0.0)
         for name, count in zip(self._totals, counts, strict=True):
             self._totals[name] += count
         return logits

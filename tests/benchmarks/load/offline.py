@@ -15,7 +15,7 @@ AIM_OFFLINE = 0.85
 
 def run(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        asyncio.run(_run(save_model(Path(folder)), settings))
+        asyncio.run(_run(save_model(Path(folder), settings.device), settings))
 
 
 async def _run(model: str, settings: Settings) -> None:

@@ -1,8 +1,9 @@
 """What parts (a) and (b) share: a small reward model, groups of completions, the targets that score them, a report.
 
-The model is a Qwen2 of 0.4 M parameters with random weights and a tokenizer of bytes. A group is a prompt of 40 tokens
-and 8 completions of log-normal lengths (median 100, sigma 1, at most 1,000 tokens): heavy-tailed, as those of sampled
-reasoning are. No two are alike. One CPU core plays the device in every target: torch computes in one thread.
+The model is a Qwen2 with random weights and a tokenizer of bytes: of 0.4 M parameters in float32 on the CPU, of 0.4 B
+in bfloat16 on a GPU. A group is a prompt of 40 tokens and 8 completions of log-normal lengths (median 100, sigma 1, at
+most 1,000 tokens): heavy-tailed, as those of sampled reasoning are. No two are alike. Without a GPU one CPU core plays
+the device in every target: torch computes in one thread.
 
 Legend: G completions of a group.
 """
@@ -39,12 +40,20 @@ from tests.support.builders import make_tokenizer
 G = 8
 PROMPT_TOKENS = 40
 MEDIAN_TOKENS, SIGMA, MOST_TOKENS = 100, 1.0, 1000
-MAX_BATCH_TOKENS = 4096
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 _TIMEOUT_S = 300.0
+_SMALL = {
+    **{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 4},
+}
+_QWEN_0_5B = {
+    **{"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24},
+    **{"num_attention_heads": 14, "num_key_value_heads": 2},
+}
 
 
-def save_model(folder: Path) -> str:
-    """The reward model and its tokenizer, in a folder that from_pretrained loads."""
+def save_model(folder: Path, device: str = "cpu") -> str:
+    """The reward model and its tokenizer, in a folder that from_pretrained loads and that is named after the device."""
     import torch  # noqa: PLC0415 - the clients of other parts do without
     from transformers import Qwen2Config, Qwen2ForSequenceClassification  # noqa: PLC0415
 
@@ -53,18 +62,15 @@ def save_model(folder: Path) -> str:
     tokenizer = make_tokenizer()
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=2048,
         num_labels=1,
         pad_token_id=tokenizer.pad_token_id,
+        **(_QWEN_0_5B if device == "cuda" else _SMALL),
     )
-    Qwen2ForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    model = Qwen2ForSequenceClassification(config)
+    (model.bfloat16() if device == "cuda" else model).save_pretrained(folder / device)
+    tokenizer.save_pretrained(folder / device)
+    return str(folder / device)
 
 
 def options(model: str) -> dict[str, Any]:
@@ -73,8 +79,8 @@ def options(model: str) -> dict[str, Any]:
         "type": "classifier",
         "name": "rm",
         "model": model,
-        "device": "cpu",
-        "max_batch_tokens": MAX_BATCH_TOKENS,
+        "device": Path(model).name,
+        "max_batch_tokens": MAX_BATCH_TOKENS[Path(model).name],
         "timeout_s": 120,
     }
 
@@ -107,6 +113,8 @@ class Turn:
     """Seconds in which the model computed."""
     cpu_s: float
     """Processor seconds of the process that holds the model."""
+    idle_s: float
+    """Seconds in which the model did not compute while completions waited for it."""
 
     @property
     def rate(self) -> float:
@@ -136,23 +144,30 @@ class InProcess:
         return [item for item in self.scorer.prepare(group) if isinstance(item, Sample)]
 
     def compute(self, samples: Sequence[Sample]) -> None:
-        """One batch, padded to its longest."""
+        """One batch."""
         began = time.perf_counter()
-        self.scorer.compute([sample.data for sample in samples], 0)
+        self.scorer.outputs([sample.data for sample in samples])
         lengths = [sample.tokens for sample in samples]
         took_s = time.perf_counter() - began
-        self._counts.append((len(lengths), sum(lengths), max(lengths) * len(lengths), took_s))
+        computed = max(lengths) * len(lengths) if self.scorer.pads else sum(lengths)
+        self._counts.append((len(lengths), sum(lengths), computed, took_s))
 
     def ended(self, completions: int, began: tuple[float, float]) -> Turn:
         rows, tokens, padded, busy_s = map(sum, zip(*self._counts, strict=True))
         wall_s, cpu_s = time.perf_counter() - began[0], time.process_time() - began[1]
-        turn = Turn(completions, wall_s, len(self._counts), rows, tokens, padded, busy_s, cpu_s)
+        turn = Turn(completions, wall_s, len(self._counts), rows, tokens, padded, busy_s, cpu_s, wall_s - busy_s)
         self._counts.clear()
         return turn
 
 
 class Alone(InProcess):
-    """A loop that scores one request after another, its G completions as one batch."""
+    """A loop that scores one request after another, its G completions as one padded batch: what a script does."""
+
+    def __init__(self, name: str, model: str):
+        from reward_server.scorers.model_trial import Choice  # noqa: PLC0415 - it loads torch
+
+        super().__init__(name, model)
+        self.scorer.models.choice = Choice("padded", "a script pads")
 
     async def turn(self, settings: Settings) -> Turn:
         began, completions = (time.perf_counter(), time.process_time()), 0
@@ -169,7 +184,8 @@ class Offline(InProcess):
         groups = list(itertools.islice(self._groups, 2 * settings.callers))
         began = (time.perf_counter(), time.process_time())
         samples = [sample for group in groups for sample in self.samples(group)]
-        for batch in batches([sample.tokens for sample in samples], MAX_BATCH_TOKENS):
+        limit, pads = self.scorer.max_batch_tokens, self.scorer.pads
+        for batch in batches([sample.tokens for sample in samples], limit, pads):
             self.compute([samples[row] for row in batch])
         return self.ended(len(samples), began)
 
@@ -180,7 +196,7 @@ class Server:
     def __init__(self, name: str, process: subprocess.Popen[str], callers: Sequence[Callable[[Group], Any]]):
         self.name = name
         self._process = process
-        self._callers = callers
+        self.callers = callers
         self._groups = make_groups()
 
     async def turn(self, settings: Settings) -> Turn:
@@ -191,12 +207,12 @@ class Server:
 
         async def loop(caller: int) -> None:
             while time.perf_counter() < until:
-                await self._callers[caller](next(self._groups))
+                await self.callers[caller](next(self._groups))
                 answered.append(caller)
-                if not all_answered.is_set() and len(set(answered)) == len(self._callers):
+                if not all_answered.is_set() and len(set(answered)) == len(self.callers):
                     all_answered.set()
 
-        loops = [asyncio.create_task(loop(caller)) for caller in range(len(self._callers))]
+        loops = [asyncio.create_task(loop(caller)) for caller in range(len(self.callers))]
         await asyncio.wait_for(all_answered.wait(), _TIMEOUT_S)
         began, before, count = time.perf_counter(), self._counts(), len(answered)
         await asyncio.sleep(settings.seconds)
@@ -284,13 +300,14 @@ def report(results: Results) -> None:
                 f"{1000 * _sum(turns, 'batches') / _sum(turns, 'rows'):.0f}",
                 f"{1000 * _sum(turns, 'cpu_s') / _sum(turns, 'rows'):.2f}",
                 f"{_sum(turns, 'busy_s') / _sum(turns, 'wall_s'):.0%}",
+                f"{_sum(turns, 'idle_s') / (_sum(turns, 'idle_s') + _sum(turns, 'busy_s')):.1%}",
             ]
         )
-    header = "completions/s,range,tokens,computed,fill,rows/call,calls/1000,cpu ms,busy"
+    header = "completions/s,range,tokens,computed,fill,rows/call,calls/1000,cpu ms,busy,idle"
     table(["", *header.split(",")], rows)
     print("Of a completion: its tokens, those computed for it (with padding; fill is their ratio), processor time")
-    print("of the process that holds the model. Busy: the share of time in which the model computed. Only rates")
-    print("depend on what else the machine does.")
+    print("of the process that holds the model. Busy: the share of time in which the model computed. Idle: the share")
+    print("of the time with completions in which it did not. Rates depend on what else the machine does.")
 
 
 def ratio(results: Results, of: str, over: str) -> float:
@@ -313,9 +330,9 @@ async def serve(model: str) -> None:
     server = RewardServer(config_from_mapping({"scorers": [options(model)], "listen": "127.0.0.1:0"}))
     await server.startup()
     print(server.endpoints[0], flush=True)
-    stats = server.batchers["rm"].stats
+    stats, names = server.batchers["rm"].stats, ("batches", "rows", "tokens", "padded_tokens", "busy_s", "idle_s")
     while await asyncio.to_thread(sys.stdin.readline):
-        counts = {name: getattr(stats, name) for name in ("batches", "rows", "tokens", "padded_tokens", "busy_s")}
+        counts = {name: getattr(stats, name) for name in names}
         print(json.dumps({**counts, "cpu_s": time.process_time()}), flush=True)
     await server.shutdown()
 

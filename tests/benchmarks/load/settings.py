@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """`rounds` turns a target, `seconds` each, with `callers` at once. The targets take turns: load slows all alike."""
+    """`rounds` turns a target, `seconds` each, with `callers` at once. The targets take turns: load slows all alike.
+
+    `device` is where the model of parts (a) and (b) runs: cpu or cuda.
+    """
 
     rounds: int = 5
     seconds: float = 6.0
     callers: int = 64
+    device: str = "cpu"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -115,7 +115,7 @@ def test_under_fsdp_no_gradient_is_asked_for() -> None:
 
 
 def call(mask: torch.Tensor | None, queries: int, window: int | None = None) -> AttentionCall:
-    return AttentionCall(torch.nn.Module(), mask, queries, window, 0.0, "original")
+    return AttentionCall(torch.nn.Module(), mask, queries, window, 0.0, True, "original")
 
 
 def test_masks_that_say_more_than_causality_and_window_are_found() -> None:

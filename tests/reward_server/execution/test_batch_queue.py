@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from reward_server.execution.batch_queue import BatchQueue, Row, WorkItem, choose_batch
+from reward_server.execution.batch_queue import BatchQueue, Row, WorkItem, choose_batch, first_rows
 
 
 def work(lengths: Sequence[int], run: str = "run", caller: str = "") -> WorkItem:
@@ -115,3 +115,34 @@ async def test_batches_that_are_put_back_come_first_and_as_they_are() -> None:
     queue.add(work([90]))
     queue.add_batches(first.rows[:2], first.rows[2:])
     assert lengths(emptied(queue)) == [[10, 20], [30], [90]]
+
+
+async def test_rows_without_padding_go_in_the_order_of_their_groups_and_fill_the_batch() -> None:
+    queue = BatchQueue(max_batch_tokens=100, pads=False)
+    for lengths_of_group in ([60, 5], [30, 4], [99, 1]):
+        queue.add(work(lengths_of_group))
+    assert queue.has_full_batch
+    assert lengths(emptied(queue)) == [[60, 5, 30, 4], [99, 1]]
+    assert not queue.has_full_batch
+
+
+def test_a_batch_without_padding_ends_where_its_head_would_see_too_much_of_it() -> None:
+    assert first_rows([60, 40, 1], 100) == 2
+    assert first_rows([160, 40], 100) == 1
+    assert first_rows([1] * 200, 100) == 100
+    assert first_rows([80, *[1] * 50], 100) == 10  # 11 rows of 80 are more than 8 full batches
+
+
+async def test_rows_that_are_put_back_come_first_again() -> None:
+    for pads in (True, False):
+        queue = BatchQueue(max_batch_tokens=100, pads=pads)
+        first, second = work([50, 50, 50]), work([50])
+        queue.add(first)
+        queue.add(second)
+        batch = queue.next_batch()
+        queue.put_back(batch)
+        assert (queue.rows, queue.tokens) == (4, 200)
+        assert queue.next_batch() == batch
+        queue.put_back(batch)
+        assert len(queue.discard(first)) == 3
+        assert [row.work for rows in emptied(queue) for row in rows] == [second]

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from reward_server.execution.batch_device import Job
 from reward_server.execution.batcher import Batcher, BatcherClosedError, BatchTimeoutError
 from tests.support.waiting import until
 
 LIMIT_S = 0.3
 
 
-class Model:
-    """A device. Texts to their lengths, a batch at a time; keeps what it saw, and waits while it is held."""
+Compute = Callable[[Sequence[str]], Awaitable[list[int]]]
+
+
+class Line:
+    """A device in the event loop: it computes batches with this function, one after another."""
+
+    def __init__(self, compute: Compute):
+        self._compute = compute
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.started: list[list[str]] = []
+
+    def start(self, samples: Sequence[str]) -> Job:
+        job = Job(samples)
+        self.started.append(list(samples))
+        self._tasks.add(asyncio.create_task(self._run(job)))
+        return job
+
+    async def _run(self, job: Job) -> None:
+        async with self._turn:
+            if job.begin():
+                try:
+                    job.end(await self._compute(job.samples))
+                except Exception as error:
+                    job.end(error=error)
+
+
+class Model(Line):
+    """Texts to their lengths, a batch at a time; keeps what it saw, and waits while it is held."""
 
     def __init__(self) -> None:
+        super().__init__(self.compute)
         self.batches: list[list[str]] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -38,7 +68,7 @@ class Model:
 
 @asynccontextmanager
 async def batcher(*models: Model, max_batch_tokens: int = 1000, limit_s: float = 30.0) -> AsyncIterator[Batcher]:
-    made = Batcher([model.compute for model in models], max_batch_tokens, limit_s)
+    made = Batcher(models, max_batch_tokens, limit_s)
     made.start()
     try:
         yield made
@@ -74,6 +104,71 @@ async def test_a_free_device_starts_at_once_with_what_is_there() -> None:
         assert (await submit(made, "a")).outputs == [1]
         assert time.monotonic() - began < 1
         assert (await made.submit([], [])).outputs == []
+
+
+async def test_a_full_batch_is_started_behind_the_one_that_is_computed_and_a_smaller_one_grows_until_then() -> None:
+    model = Model()
+    async with batcher(model, max_batch_tokens=100) as made:
+        model.gate.clear()
+        tasks = [submit(made, "a" * 10)]
+        await until(lambda: bool(model.batches))
+        tasks += [submit(made, "b" * 10) for _ in range(9)]
+        await asyncio.sleep(0)
+        assert len(model.started) == 1, "9 rows of 10 tokens are no full batch"
+        tasks += [submit(made, "c" * 10) for _ in range(11)]
+        await asyncio.sleep(0)
+        assert [len(batch) for batch in model.started] == [1, 10], "10 rows are one, and 10 more wait behind it"
+        assert len(model.batches) == 1
+        model.gate.set()
+        await asyncio.gather(*tasks)
+        assert [len(batch) for batch in model.batches] == [1, 10, 10]
+
+
+@pytest.mark.parametrize("pads", [True, False])
+async def test_callers_that_wait_fill_the_batches(pads: bool) -> None:
+    model, rng, most = Model(), random.Random(0), 4096
+    made = Batcher([model], most, 30, pads)
+    made.start()
+
+    async def caller(rounds: int) -> None:
+        for _ in range(rounds):
+            lengths = [min(1000, max(4, round(rng.lognormvariate(4.6, 1.0)))) for _ in range(8)]
+            await made.submit(["a"] * 8, [200] * 8 if pads else lengths, ("run", ""))
+
+    await asyncio.gather(*(caller(10) for _ in range(64)))
+    await made.close()
+    whole = model.batches[1:-1]  # the first one finds an empty queue
+    if pads:
+        assert sum(map(len, whole)) / len(whole) >= 0.95 * (most // 200)
+    else:
+        assert made.stats.tokens / made.stats.batches >= 0.9 * most
+    assert made.stats.rows == 64 * 10 * 8
+
+
+async def test_a_device_is_idle_while_work_waits_and_not_while_there_is_none() -> None:
+    class Timed(Line):
+        """Gives each batch the times that are next in the list."""
+
+        def start(self, samples: Sequence[str]) -> Job:
+            job = Job(samples)
+            began, ended = times.pop(0)
+            job.began = began
+            job.end([1] * len(samples))
+            job.ended = ended
+            return job
+
+    now = time.perf_counter()
+    # Idle from its caller's arrival at 1 to 3, busy to 5; none waits until 6, idle to 6.5, busy to 9; the next one came
+    # at 7: idle to 10, busy to 11.
+    times = [(now + 3, now + 5), (now + 6.5, now + 9), (now + 10, now + 11)]
+    made = Batcher([Timed(lambda _: asyncio.sleep(0, []))], 100, 30)
+    made.start()
+    await made.submit(["a"], [1], arrived=now + 1)
+    await made.submit(["b"], [1], arrived=now + 6)
+    await made.submit(["c"], [1], arrived=now + 7)
+    assert (made.stats.idle_s, made.stats.busy_s) == pytest.approx((3.5, 5.5))
+    assert made.stats.idle == pytest.approx(3.5 / 9)
+    await made.close()
 
 
 async def test_what_a_gone_caller_sent_never_reaches_the_model_and_is_counted() -> None:
@@ -116,7 +211,7 @@ async def test_an_output_too_few_is_an_error_and_not_somebody_elses_score() -> N
     async def forgets(texts: Sequence[str]) -> list[int]:
         return [len(text) for text in texts][: max(1, len(texts) - 1)]
 
-    made = Batcher([forgets], 1000, 30)
+    made = Batcher([Line(forgets)], 1000, 30)
     made.start()
     answer = await made.submit(["a", "bb", "ccc"], [1, 2, 3])
     assert answer.outputs == [1, 2, 3], "alone each is right"
@@ -128,7 +223,7 @@ async def test_the_limit_counts_computing_and_not_waiting() -> None:
         await asyncio.sleep(LIMIT_S / 2)
         return [len(text) for text in texts]
 
-    made = Batcher([slow], max_batch_tokens=1, limit_s=LIMIT_S)
+    made = Batcher([Line(slow)], max_batch_tokens=1, limit_s=LIMIT_S)
     made.start()
     answers = [await task for task in [submit(made, "aaa") for _ in range(6)]]
     assert [answer.outputs for answer in answers] == [[3]] * 6
@@ -153,6 +248,33 @@ async def test_a_batch_beyond_the_limit_fails_and_its_device_is_left_until_it_en
         stuck.gate.set()
         await until(lambda: not made.is_overdue)
         assert made.stats.overdue == 1
+
+
+async def test_a_batch_that_a_device_began_behind_one_that_hangs_fails_with_it_and_one_that_it_did_not_waits() -> None:
+    class Gpu(Model):
+        """It begins each batch at once, as a GPU whose launches run ahead."""
+
+        async def _run(self, job: Job) -> None:
+            job.begin()
+            job.end(await self.compute(job.samples))
+
+    gpu = Gpu()
+    async with batcher(gpu, max_batch_tokens=10, limit_s=LIMIT_S) as made:
+        gpu.gate.clear()
+        tasks = [submit(made, "a" * 10), submit(made, "b" * 10)]
+        errors = [(await task).outputs[0] for task in tasks]
+        assert all(isinstance(error, BatchTimeoutError) for error in errors)
+        assert str(errors[1]) == "the device is busy with a batch that exceeded its limit"
+        gpu.gate.set()
+        await until(lambda: not made.is_overdue)
+        assert (await submit(made, "later")).outputs == [5]
+    model = Model()
+    async with batcher(model, max_batch_tokens=10, limit_s=LIMIT_S) as made:
+        model.gate.clear()
+        tasks = [submit(made, "a" * 10), submit(made, "b" * 10)]
+        assert isinstance((await tasks[0]).outputs[0], BatchTimeoutError)
+        model.gate.set()
+        assert (await tasks[1]).outputs == [10]
 
 
 async def test_with_all_devices_stuck_what_waits_is_given_up_after_one_limit() -> None:
@@ -224,7 +346,7 @@ async def test_a_herd_of_callers_is_served_evenly() -> None:
 
 async def test_closing_does_not_wait_for_a_device_that_is_stuck() -> None:
     model = Model()
-    made = Batcher([model.compute], 1000, LIMIT_S)
+    made = Batcher([model], 1000, LIMIT_S)
     made.start()
     model.gate.clear()
     hung = submit(made, "hangs")
@@ -239,7 +361,7 @@ async def test_closing_does_not_wait_for_a_device_that_is_stuck() -> None:
 
 async def test_closing_says_so_to_those_who_wait() -> None:
     model = Model()
-    made = Batcher([model.compute], 1000, 30)
+    made = Batcher([model], 1000, 30)
     made.start()
     model.gate.clear()
     tasks = [submit(made, "running"), submit(made, "waiting")]

@@ -17,8 +17,9 @@ import pytest
 from reward_server import wire
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError
+from reward_server.execution.batcher import BatchStats
 from reward_server.execution.results import TimedResult
-from reward_server.observability.metrics import Metrics
+from reward_server.observability.metrics import FOLLOWED, Metrics
 from reward_server.scorers.base import Result, to_scores
 from reward_server.serving.server import RewardServer
 from tests.support.builders import make_group
@@ -139,6 +140,7 @@ def test_plain_counters_of_others_are_taken_over_and_go_on_after_a_reload() -> N
     assert seen("batches_total", scorer="helpful") == 2
     assert seen("cache_hits_total", scorer="helpful") == 3
     assert "cache_misses_total{" not in seen.text  # nobody counts them
+    assert all(hasattr(BatchStats(), attribute) for attribute in FOLLOWED["batch"])
 
 
 PROCESS = """

@@ -113,7 +113,7 @@ def test_the_word_costs_a_checkpoint_without_code_nothing(tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING, "reward_server"):
         scorer = loaded(model, trust_remote_code=True)
     assert caplog.records == []
-    assert scorer.notes == ()
+    assert not any("trust_remote_code" in note for note in scorer.notes)
     assert values(scorer, ["yes"]) == values(loaded(model), ["yes"])
 
 

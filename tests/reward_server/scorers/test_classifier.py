@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from reward_server.cli.main import main
 from reward_server.client import RewardClient
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError, InvalidGroupError
@@ -89,6 +90,7 @@ async def test_groups_of_many_callers_on_two_devices_get_the_scores_that_each_ge
     stats = scorers.batchers["rm"].stats
     assert stats.rows == 96
     assert stats.batches < 60
+    assert stats.fill == 1, "rows are packed"
     await scorers.close()
 
 
@@ -99,6 +101,7 @@ def test_a_compiled_model_gives_the_same_scores_and_compiles_nothing_while_it_se
     compiled = loaded(reward_model, compile="eager")  # dynamo without a C++ compiler's minutes
     frames = dict(torch._dynamo.utils.counters["frames"])
     assert frames["ok"] > 0
+    assert compiled.notes[0] == "rows are padded, since compile is set"
     texts = ["a" * length for length in (1, 2, 3, 17, 200)]
     expected = values(loaded(reward_model), texts, "")
     assert values(compiled, texts, "") == pytest.approx(expected, abs=1e-5)
@@ -106,11 +109,23 @@ def test_a_compiled_model_gives_the_same_scores_and_compiles_nothing_while_it_se
     assert dict(torch._dynamo.utils.counters["frames"]) == frames
 
 
+def test_check_says_in_which_form_rows_go_through_the_model(
+    tmp_path: Path, reward_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "reward.yaml"
+    path.write_text(f"scorers: [{{type: classifier, name: rm, model: {reward_model}, device: cpu}}]")
+    assert main(["check", "--config", str(path)]) == 0
+    assert "to know:\n  rm: rows are packed: no padding is computed" in capsys.readouterr().out
+
+
 def test_batches_are_length_sorted_and_keep_to_the_limit_with_padding() -> None:
     # padded: 9 alone (18 would pass 12), then 4+4 -> 8 and a third 4 -> 12, then the rest
     assert list(batches([4, 9, 4, 2, 4], max_batch_tokens=12)) == [[1], [0, 2, 4], [3]]
     assert list(batches([50], max_batch_tokens=12)) == [[0]]
     assert list(batches([], max_batch_tokens=12)) == []
+    # without padding: 9, then 4+4+4, then the rest
+    assert list(batches([4, 9, 4, 2, 4], max_batch_tokens=12, pads=False)) == [[1], [0, 2, 4], [3]]
+    assert list(batches([9, 1, 1, 1], max_batch_tokens=12, pads=False)) == [[0, 1, 2, 3]]
 
 
 def test_a_model_of_several_labels_scores_by_the_one_named(tmp_path: Path) -> None:
@@ -248,7 +263,7 @@ def test_a_tokenizer_without_a_chat_template_is_said_when_it_loads_with_the_way_
     assert said.startswith("scorer 'rm': groups of messages will fail, since the tokenizer of model ")
     assert "has no chat template; set chat_template to one" in said
     assert "or send prompts and completions as text" in said
-    assert "no chat template" in scorer.notes[0]
+    assert "no chat template" in scorer.notes[-1]
     assert values(scorer, ["yes"])[0] is not None
     with pytest.raises(InvalidGroupError, match=r"scorer 'rm': the group holds messages, and .* set chat_template"):
         values(scorer, as_messages(["yes"]), [{"role": "user", "content": "Is it?"}])

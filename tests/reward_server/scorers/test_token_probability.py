@@ -253,7 +253,8 @@ def test_a_model_without_a_chat_template_is_refused_with_the_ways_out(tmp_path: 
     message = refused(model, form="chat")
     assert "has no chat template; set chat_template to one" in message
     assert "or set form: text" in message
-    assert loaded(model, form="chat", chat_template="{{ messages[0].content }}").notes == ()
+    notes = loaded(model, form="chat", chat_template="{{ messages[0].content }}").notes
+    assert not any("template" in note for note in notes)
 
 
 @pytest.mark.parametrize(

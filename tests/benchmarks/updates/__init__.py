@@ -1,0 +1,1 @@
+"""Optimizer steps on given completions and rewards, as step_efficiency.py and gpu_check.py measure them."""
