@@ -44,7 +44,7 @@ $(TRL_FOLDER):
 
 test-oldest-trl: setup $(TRL_FOLDER)  ## run the tests that say most of TRL under the oldest that is allowed
 	PYTHONPATH="$(CURDIR)/$(TRL_FOLDER)" $(BIN)/python -m pytest -n 2 --dist worksteal -m oldest_trl \
-		tests/grpo_plugin tests/reward_server/client
+		tests/grpo_plugin/trainer tests/grpo_plugin/rewards tests/reward_server/client/test_remote_rewards.py
 
 # As long as SETTINGS says (a minute for four or so). Another SEED draws others.
 SETTINGS ?= 80
