@@ -107,6 +107,8 @@ class Metrics:
         self._followed = {
             name: make.counter(name, text, "scorer") for kind in FOLLOWED.values() for name, text in kind.values()
         }
+        for outcome in ("written", "dropped", "failed"):
+            self._records.of(outcome)  # 0 from the start, so that an alert on a rate sees the first one
         self._sources: Callable[[], Iterable[Source]] = tuple
         self._seen: dict[tuple[str, str], tuple[object, dict[str, float]]] = {}
         self._refreshing = threading.Lock()

@@ -17,9 +17,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable
-from importlib.machinery import PathFinder
+from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 from reward_server.errors import ScorerLoadError
@@ -120,9 +120,11 @@ def _import_file(source: str, base_dir: Path, target: str) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     _extend_sys_path(path.parent)  # so that the file's siblings can be imported, as when Python runs it
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ScorerLoadError(f"{target}: {path} is not a Python file; give one that ends in .py")
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up while it is being run
     _as_imported[name] = content
@@ -132,6 +134,17 @@ def _import_file(source: str, base_dir: Path, target: str) -> ModuleType:
         del sys.modules[name]
         raise ScorerLoadError(f"{target}: importing {path} raised\n{user_traceback(error)}") from error
     return module
+
+
+class _FromSource(SourceFileLoader):
+    """Compiles the file as it is now. Python's cache of bytecode knows a file by its size and the second of its change,
+    so a file that is changed twice within a second could run as it was before.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
 
 
 def _import_module(name: str, base_dir: Path, target: str) -> ModuleType:

@@ -78,8 +78,10 @@ def test_what_the_image_copies_is_enough_to_install_and_check_a_configuration(tm
 
 SCRIPT = """
 set -e
-mount -o remount,bind,ro / && mount -t tmpfs tmpfs /tmp
-for folder in "$1" /var /usr; do
+mount -t tmpfs tmpfs /mnt && mkdir /mnt/code /mnt/python
+for pair in "$1 /mnt/code" "$2 /mnt/python"; do mount --bind $pair && mount -o remount,bind,ro ${pair#* }; done
+mount -o remount,ro /mnt && mount -o remount,bind,ro / && mount -t tmpfs tmpfs /tmp
+for folder in /mnt /mnt/code /mnt/python /var /usr; do
     if touch "$folder/written" 2>/dev/null; then echo "$folder is writable"; exit 9; fi
 done
 cd /tmp
@@ -90,7 +92,7 @@ exec unshare --user --map-user=10001 --map-group=10001 sh -ec '
     "$python" -P -m reward_server.cli score --endpoint unix:/tmp/socket --prompt p --completion abc --json
     echo "user $(id -u)"; ls /tmp
     kill -TERM $server; wait $server
-' "$2"
+' "/mnt/python/$3"
 """
 
 
@@ -104,9 +106,10 @@ def test_the_server_runs_on_a_read_only_root_as_a_user_without_rights(tmp_path: 
     }
     (tmp_path / "reward.json").write_text(json.dumps(config))
     names = [tool("unshare", "apt-get install util-linux"), "--map-root-user", "--mount", "--propagation", "private"]
+    python = str(Path(sys.executable).relative_to(sys.prefix))
     with (tmp_path / "reward.json").open() as file:
-        command = [*names, "sh", "-c", SCRIPT, "sh", str(ROOT), sys.executable]
-        where = {"PYTHONPATH": str(ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
+        command = [*names, "sh", "-c", SCRIPT, "sh", str(ROOT), sys.prefix, python]
+        where = {"PYTHONPATH": "/mnt/code", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
         run = subprocess.run(
             ["sh", "-c", 'exec 3<&0 "$@"', "sh", *command],
             stdin=file,

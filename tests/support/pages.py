@@ -142,4 +142,6 @@ class Reader:
     def _env(self) -> dict[str, str]:
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        return {**os.environ, **self._exported, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+        # Unbuffered, since a server's lines are waited for.
+        here = {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **self._exported, **here}
