@@ -104,7 +104,7 @@ def test_the_server_runs_on_a_read_only_root_as_a_user_without_rights(tmp_path: 
         "cache": {"path": "/tmp/scores.sqlite"},
         "records": {"path": "/tmp/records.jsonl"},
     }
-    (tmp_path / "reward.json").write_text(json.dumps(config))
+    (tmp_path / "reward.json").write_text(json.dumps(config).replace(str(ROOT), "/mnt/code"))
     names = [tool("unshare", "apt-get install util-linux"), "--map-root-user", "--mount", "--propagation", "private"]
     python = str(Path(sys.executable).relative_to(sys.prefix))
     with (tmp_path / "reward.json").open() as file:
