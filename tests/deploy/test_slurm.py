@@ -132,6 +132,23 @@ def test_a_service_that_cannot_start_ends_the_job_with_its_last_line(job: Any) -
     assert not job.launched.exists()
 
 
+def test_a_server_of_somebody_else_on_the_port_is_not_trained_against(job: Any, serve: Any) -> None:
+    theirs = serve({"type": "length", "name": "theirs", "max": 9}, listen="127.0.0.1:0")
+    done = job("train.py", "x", REWARD_PORT=theirs.endpoint.rpartition(":")[2])
+    assert done.returncode == 1
+    assert "Address already in use" in done.stderr
+    assert not job.launched.exists()
+
+
+def test_a_service_that_is_never_ready_ends_the_job_with_the_reason(job: Any) -> None:
+    srun = job.work.parent / "bin" / "srun"
+    srun.write_text("#!/bin/sh\necho 'step creation temporarily disabled, retrying'\nexec sleep 60\n")
+    done = job("train.py", "x", REWARD_WAIT_S="1")
+    assert done.returncode == 1
+    assert done.stderr == "the reward service did not serve within 1 s: step creation temporarily disabled, retrying\n"
+    assert not job.launched.exists()
+
+
 def test_without_a_script_it_says_what_to_give(job: Any) -> None:
     done = job()
     assert done.returncode == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import json
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +56,8 @@ def test_its_commands_start_reload_and_stop_a_server(tmp_path: Path) -> None:
     try:
         assert wait_until(lambda: "serving" in log.read_text(), 30), log.read_text()
         config.write_text(json.dumps({"scorers": [{**scorer, "max": 4}], "listen": "127.0.0.1:0"}))
-        server.send_signal(signal.SIGHUP)
+        reload = shlex.split(service()["ExecReload"].replace("$MAINPID", str(server.pid)))
+        subprocess.run(reload, check=True, timeout=10)
         assert wait_until(lambda: "in place of" in log.read_text(), 30), log.read_text()
         server.terminate()
         assert server.wait(30) == 0
