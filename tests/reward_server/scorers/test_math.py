@@ -201,8 +201,8 @@ def test_they_are_beside_a_gold_answer_with_variables_too(scorer: Scorer, answer
     assert time.process_time() - started < 3
 
 
-# Slips through the bounds and takes about three seconds.
-SLOW_ANSWER = r"\boxed{\tan(\tan(\tan(\tan(10^{300}))))}"
+# Slips through the bounds and takes about ten seconds; with one tangent less it may be done in less than one.
+SLOW_ANSWER = r"\boxed{\tan(\tan(\tan(\tan(\tan(10^{300})))))}"
 
 
 def test_what_takes_an_age_all_the_same_is_a_timeout_and_leaves_its_siblings() -> None:
