@@ -77,14 +77,21 @@ class RewardClient(BaseClient):
         return self._info_of_an_application(deadline)
 
     def _info_of_an_application(self, deadline: float) -> ServerInfo:
-        """The server's info. Asks again where a proxy answers and the application behind it is still starting."""
+        """The server's info. Asks again where a proxy answers and the application behind it is still starting.
+
+        And where nothing comes back: a proxy may hold for ever what reaches it while it learns of the application.
+        """
         while True:
+            left_s = max(0.1, deadline - time.monotonic())
             try:
-                return self.info(max(0.1, deadline - time.monotonic()))
+                return self.info(min(_ONE_ASK_S, left_s))
+            except errors.DeadlineError:
+                if left_s <= _ONE_ASK_S:
+                    raise
             except errors.CallError as error:
                 if error.code is not grpc.StatusCode.NOT_FOUND or time.monotonic() + _ASK_AGAIN_S > deadline:
                     raise
-            time.sleep(_ASK_AGAIN_S)
+                time.sleep(_ASK_AGAIN_S)
 
     def info(self, timeout_s: float | None = None) -> ServerInfo:
         """The server's info. Raises UnavailableError at once, with the reason, if no server answers."""
@@ -156,6 +163,7 @@ class RewardClient(BaseClient):
 
 _CANCELLED = grpc.StatusCode.CANCELLED
 _ASK_AGAIN_S = 0.5
+_ONE_ASK_S = 10.0
 
 
 class _Session:

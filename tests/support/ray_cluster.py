@@ -109,8 +109,8 @@ def apart() -> dict[str, str]:
     """The variables that keep a cluster apart from others on this machine and from the network, and let it end soon.
 
     Replicas of two clusters that listen on one port share its connections without an error: Ray (2.60) gives gRPC the
-    option that forbids it as text, and gRPC ignores that. Without RAY_ADDRESS, `serve run` joins whatever cluster runs on
-    this machine, whose Serve has its own gRPC port.
+    option that forbids it as text, and gRPC ignores that. Without RAY_ADDRESS, `serve run` joins a cluster that runs on
+    this machine already, whose Serve has its own gRPC port.
     """
     first = random.randrange(20_000, 30_000, 100)
     return {

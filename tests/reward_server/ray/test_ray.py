@@ -5,6 +5,7 @@ One cluster serves all of these tests. Each deploys applications of its own name
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -78,17 +79,26 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture
 def deploy(cluster: RayCluster) -> Callable[..., None]:
-    """Deploys these applications and waits for them."""
+    """Deploys these applications and waits for them, and for Ray's proxy to know them, which is later."""
 
     def wait(*applications: dict[str, Any], replicas: int | None = None) -> None:
         cluster.deploy(*applications)
         for one in applications:
             cluster.wait_for(one["name"], replicas)
+            wait_for_an_answer(cluster, one["name"])
 
     return wait
 
 
 Deploy = Callable[..., None]
+
+
+def wait_for_an_answer(cluster: RayCluster, name: str) -> None:
+    with (
+        RewardClient(cluster.endpoint, metadata={"application": name}) as client,
+        contextlib.suppress(CredentialsError),
+    ):
+        client.connect(60)
 
 
 def without_times(scores: GroupScores) -> GroupScores:
