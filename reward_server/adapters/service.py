@@ -23,6 +23,7 @@ from typing import Any
 
 from reward_server.adapters.settings import Settings
 from reward_server.client import CohortClient, RewardClient
+from reward_server.client.plain import plain
 from reward_server.errors import ConfigError, RewardServerError, ScoringFailedError
 from reward_server.types import Completion, Content, Group, GroupScores, Sample, ScorerScores, ServerInfo, Status
 
@@ -102,7 +103,7 @@ class Service:
                 f"columns names the keys {missing}, and {self._trainer} passed {sorted(keys)}: add them to the data "
                 "set, or correct columns"
             )
-        return {column: _plain(keys[key]) for column, key in pairs}
+        return {column: plain(keys[key]) for column, key in pairs}
 
     # ------------------------------------------------------------------------------------------------------- the wire
 
@@ -213,12 +214,3 @@ def total_of(reward: Reward | NoRewardError) -> float:
     if isinstance(reward, NoRewardError):
         raise reward
     return reward.total
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and their scalars as lists and numbers, at any depth, since JSON has no arrays."""
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -17,6 +17,7 @@ import grpc
 
 from reward_server import errors, wire
 from reward_server.client.credentials import Bearer, ClientTLS, check_target, handshake_failure
+from reward_server.client.proxies import code_of
 from reward_server.client.retries import HedgeAfter, check_hedge
 from reward_server.client.targets import Endpoint, channel_options, proxy_of, target_of
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
@@ -123,7 +124,7 @@ class BaseClient:
 
     def error_of(self, error: Any, timeout_s: float, failures: Sequence[Any] = ()) -> errors.RewardServerError:
         """The error that a call ended with. `failures` are its failed attempts, which may include `error` itself."""
-        code, details = error.code(), error.details() or ""
+        code, details = code_of(error), error.details() or ""
         if len(failures) > 1:
             details = f"{details} (attempt {len(failures)})"
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -26,6 +26,7 @@ from reward_server import errors, wire
 from reward_server.client.attempts import Attempts
 from reward_server.client.base import BaseClient
 from reward_server.client.credentials import channel
+from reward_server.client.proxies import code_of
 from reward_server.client.replicas import Replica, Replicas
 from reward_server.client.retries import Retries
 from reward_server.client.targets import channel_options
@@ -174,7 +175,7 @@ class _Route:
 
     def _ended(self, call: Any) -> None:
         """Only a replica that is not there makes way for the next one."""
-        if call.code() is grpc.StatusCode.UNAVAILABLE:
+        if code_of(call) is grpc.StatusCode.UNAVAILABLE:
             self._failures += 1
             self._session.replicas.refresh()
 

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import grpc
-
 from reward_server import errors
+from reward_server.client.proxies import code_of
 
 # Full jitter: uniform between 0 and a bound that doubles (AWS Architecture Blog, "Exponential Backoff And Jitter").
 _FIRST_BACKOFF_S = 0.1
@@ -35,8 +34,6 @@ _BUDGET_PER_S = 50.0
 # only once.
 HEDGE_CALLS = 2
 _MOST_HEDGES = 2
-_OF_A_PROXY = "Received http2 header with status: 5"
-_OF_RAY = "The actor died"
 _LATENCIES = 200
 _FEWEST_LATENCIES = 20
 
@@ -160,18 +157,9 @@ def check_hedge(hedge_after_s: HedgeAfter) -> HedgeAfter:
 
 
 def is_retryable(error: Any) -> bool:
-    """Whether another attempt may succeed, by the code of the failed call and `errors.TABLE`.
-
-    A proxy that loses its server in a call may answer with HTTP's status 500, of which gRPC makes UNKNOWN (it makes
-    UNAVAILABLE of 502, 503 and 504: grpc/doc/http-grpc-status-mapping.md). Ray Serve's default proxy (2.60) answers
-    INTERNAL, with the text of Ray's error.
-    """
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.INTERNAL:
-        return details.startswith(_OF_RAY)
-    if code is grpc.StatusCode.UNKNOWN:
-        return details.startswith(_OF_A_PROXY)
-    return code.name in errors.retryable_codes() and not errors.is_too_large(code, details)
+    """Whether another attempt may succeed, by the code of the failed call and `errors.TABLE`."""
+    code = code_of(error)
+    return code.name in errors.retryable_codes() and not errors.is_too_large(code, error.details() or "")
 
 
 def pushback_of(error: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from pydantic import BaseModel
 
 from reward_server.adapters import ms_swift, nemo_gym, openrlhf, slime, verifiers, verl
-from reward_server.adapters.service import NoRewardError
+from reward_server.adapters.service import NoRewardError, Service
 from reward_server.adapters.settings import Settings
 from reward_server.errors import ConfigError, CredentialsError, UnavailableError
 from reward_server.launch import launch_server
@@ -36,6 +37,12 @@ def test_an_adapter_imports_nothing_of_its_trainer() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_columns_travel_in_the_same_form_as_from_trl() -> None:
+    service = Service(Settings.read({"endpoint": "rewards:50051"}, {}), "verl")
+    row = {"share": np.float32(0.1), "due": datetime.date(2026, 1, 2), "answer": np.array([1.0, np.nan])}
+    assert service.columns(row) == {"share": 0.1, "due": "2026-01-02", "answer": [1.0, None]}
 
 
 # --------------------------------------------------------------------------------------------------------------- verl

@@ -10,7 +10,7 @@ import pytest
 
 from reward_server.client import RewardClient
 from reward_server.client.retries import Budget, Retries, pushback_of
-from reward_server.errors import TABLE, ConfigError
+from reward_server.errors import TABLE, ConfigError, UnavailableError
 from tests.support.builders import make_group
 from tests.support.peers import peer
 from tests.support.processes import wait_until
@@ -67,12 +67,20 @@ def test_what_the_transport_finds_too_large_is_not_tried_again_though_its_code_i
     assert pause(retries, code="RESOURCE_EXHAUSTED", details="Received message larger than max (9 vs. 5)") is None
 
 
-def test_a_proxy_that_lost_its_server_in_a_call_is_asked_again() -> None:
+HTTP_500 = {"code": "UNKNOWN", "details": "Received http2 header with status: 500"}
+RAY = {"code": "INTERNAL", "details": "The actor died unexpectedly before finishing this task."}
+
+
+@pytest.mark.parametrize("failure", [HTTP_500, RAY])
+def test_a_proxy_that_lost_its_server_in_a_call_is_asked_again_and_at_the_end_no_server_answers(failure: Any) -> None:
+    assert pause(Retries(), **failure) is not None
+    error = RewardClient("localhost:1").error_of(Failure(**failure), 1.0)
+    assert isinstance(error, UnavailableError)
+    assert failure["details"] in str(error)
+
+
+def test_other_errors_that_pass_a_proxy_are_not_tried_again() -> None:
     retries = Retries()
-    assert pause(retries, code="UNKNOWN", details="Received http2 header with status: 500") is not None
-    assert (
-        pause(retries, code="INTERNAL", details="The actor died unexpectedly before finishing this task.") is not None
-    )
     assert pause(retries, code="INTERNAL", details="internal error; the server's log has its traceback") is None
     assert pause(retries, code="UNKNOWN", details="Received http2 header with status: 404") is None
     assert pause(retries, code="UNKNOWN", details="an error of the service") is None
