@@ -7,29 +7,10 @@ from typing import Any
 import pytest
 from trl.rewards import get_soft_overlong_punishment
 
-from reward_server.errors import ConfigError, InvalidGroupError
+from reward_server.errors import InvalidGroupError
 from reward_server.scorers.base import Scorer
-from reward_server.scorers.registry import build, parse_options
 from reward_server.types import Completion, Group, Score, Status
-from tests.support.builders import make_group
-
-
-def make(type: str, **options: Any) -> Scorer:
-    scorer = build(parse_options({"type": type, "name": "h", **options}))
-    scorer.load()
-    return scorer
-
-
-def values(scorer: Scorer, *completions: Any, **columns: Any) -> list[float | None]:
-    result = scorer.score(make_group(completions, columns=columns))
-    return [score.value for score in result.scores]  # type: ignore[union-attr]
-
-
-def problem_of(type: str, **options: Any) -> str:
-    with pytest.raises(ConfigError) as raised:
-        parse_options({"type": type, "name": "h", **options})
-    return str(raised.value)
-
+from tests.support.scorers import make, problem_of, values
 
 # -------------------------------------------------------------------------------------------------------------- bounds
 
