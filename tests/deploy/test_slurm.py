@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.certificates import Certificates
+
 SCRIPT = Path(__file__).parents[2] / "configs" / "deploy" / "slurm" / "train.sbatch"
 BIN = Path(sys.executable).parent
 
@@ -30,14 +32,16 @@ raise SystemExit(subprocess.run([sys.executable, *sys.argv[script:]]).returncode
 }
 TRAINING = """
 import json, os, sys
-from reward_server.client import RewardClient
+from reward_server.client import ClientTLS, RewardClient
 from reward_server.errors import CredentialsError
 from reward_server.types import Completion, Group
-endpoint = sys.argv[sys.argv.index("--reward_endpoint") + 1]
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+endpoint = options["--reward_endpoint"]
+tls = ClientTLS(options["--reward_tls_ca"]) if "--reward_tls_ca" in options else None
 group = Group("p", (Completion("ab"), Completion("abcdef")))
-with RewardClient(endpoint, timeout_s=20) as client:
+with RewardClient(endpoint, timeout_s=20, tls=tls) as client:
     scores = [score.value for score in client.score(group).scorers[0].scores]
-with RewardClient(endpoint, token="somebody-elses", timeout_s=20) as client:
+with RewardClient(endpoint, token="somebody-elses", timeout_s=20, tls=tls) as client:
     try:
         client.score(group)
         scores = None
@@ -119,9 +123,28 @@ def test_the_trainers_find_the_service_and_it_ends_with_the_job(job: Any) -> Non
     assert sorted(path.name for path in job.work.iterdir()) == ["reward.yaml", "scores.json", "train.py"]
 
 
-def test_the_job_ends_as_training_ended(job: Any) -> None:
-    assert job("train.py", "x", ENDS_WITH="3").returncode == 3
+def test_the_job_ends_as_training_ended_and_then_the_services_log_is_left(job: Any) -> None:
+    done = job("train.py", "x", ENDS_WITH="3")
+    assert done.returncode == 3
     assert not is_served(job.port)
+    (log,) = job.work.glob("reward-7-*.log")
+    assert log.read_text().startswith("serving ")
+    assert f"the log of the reward service: {log}" in done.stderr
+    assert log.stat().st_mode & 0o077 == 0
+    assert {path.name for path in job.work.iterdir()} == {"reward.yaml", "scores.json", "train.py", log.name}
+
+
+def test_with_a_ca_the_script_and_the_trainers_ask_with_tls(job: Any, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    config = json.loads((job.work / "reward.yaml").read_text())
+    (job.work / "reward.yaml").write_text(json.dumps({**config, "tls": certificates.server("good")}))
+    done = job("train.py", "x", REWARD_TLS_CA=certificates.path("ca.pem"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((job.work / "scores.json").read_text())[0] == [1.0, 0.0]
+    (job.work / "reward.yaml").write_text(json.dumps(config))
+    refused = job("train.py", "x", REWARD_TLS_CA=certificates.path("ca.pem"))
+    assert refused.returncode == 1
+    assert "can be reached from other machines" in refused.stderr
 
 
 def test_a_service_that_cannot_start_ends_the_job_with_its_last_line(job: Any) -> None:
@@ -145,7 +168,7 @@ def test_a_service_that_is_never_ready_ends_the_job_with_the_reason(job: Any) ->
     srun.write_text("#!/bin/sh\necho 'step creation temporarily disabled, retrying'\nexec sleep 60\n")
     done = job("train.py", "x", REWARD_WAIT_S="1")
     assert done.returncode == 1
-    assert done.stderr == "the reward service did not serve within 1 s: step creation temporarily disabled, retrying\n"
+    assert "the reward service did not serve within 1 s: step creation temporarily disabled, retrying\n" in done.stderr
     assert not job.launched.exists()
 
 
