@@ -6,6 +6,8 @@ record to a group. What a record holds is said where it is written (`observabili
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +29,18 @@ class Record:
     scores: Mapping[str, Sequence[float | None]]
     config_digest: str
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
-        """What tells this group from all others: run, step and group."""
-        return json.dumps([self.group.run_id, self.group.step, self.group.group_id])
+        """What tells this group from all others: its names and its texts, since names may be empty or come again."""
+        group = self.group
+        texts = json.dumps([group.prompt, group.contents()]).encode()
+        digest = hashlib.blake2b(texts, digest_size=16).hexdigest()
+        return json.dumps([group.run_id, group.step, group.group_id, digest])
 
 
 def read_records(paths: Sequence[Path]) -> Iterator[Record]:
-    """The records of all files, oldest turned-over file first; of a group that was recorded twice, the first.
+    """The records of all files, oldest turned-over file first; of a group that was recorded twice, as after a
+    retry, the first.
 
     A last line that is not complete (the writer was killed, or is writing) is left out. Raises InvalidGroupError for a
     file that holds no records.

@@ -10,9 +10,11 @@ A group that arrives again while it is being scored, as the retry of a call that
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NoReturn, Protocol
 
@@ -212,7 +214,8 @@ class RewardService:
         if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
             self._current.example = group
         if self._records is not None:
-            self._records.offer(group, scores, len(request))
+            named = group if group.group_id else dataclasses.replace(group, group_id=f"unnamed-{uuid.uuid4().hex}")
+            self._records.offer(named, scores, len(request))
         return wire.encode_scores(scores).SerializeToString()
 
     # ----------------------------------------------------------------------------------------------- how a call ends

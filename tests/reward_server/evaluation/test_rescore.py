@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reward_server.client import RewardClient
+from reward_server.evaluation.recorded import read_records
+from reward_server.evaluation.rescore import compare
 from reward_server.launch import ServerProcess
-from tests.support.builders import make_group
+from reward_server.observability.records import record_of
+from tests.support.builders import make_group, make_scores
 from tests.support.commands import reward_server, written
 
 
@@ -98,3 +101,13 @@ def test_a_running_server_rescores_too(serve: Callable[..., ServerProcess], tmp_
     run = reward_server("rescore", records, "--endpoint", server.endpoint, "--out", tmp_path / "new.jsonl")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "groups: 3" in run.stdout
+
+
+def test_records_of_other_texts_are_not_compared_whatever_their_names(tmp_path: Path) -> None:
+    before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+    for path, texts in ((before, [["a", "b"], ["c"], ["d"]]), (after, [["a", "b"], ["c", "e"], ["f"]])):
+        groups = [make_group(contents, group_id=name) for contents, name in zip(texts, ("g1", "g2", ""), strict=True)]
+        records = [record_of(group, make_scores([1.0] * len(group)), at=0.0) for group in groups]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    old, new = list(read_records([before])), list(read_records([after]))
+    assert [one.record.group.group_id for one in compare(old, new).differences] == ["g1"]

@@ -54,6 +54,17 @@ async def test_a_line_holds_the_group_and_all_that_was_said_of_it(tmp_path: Path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+async def test_groups_without_a_name_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    async with served(LENGTH, records={"path": str(path)}) as caller:
+        for text in ("a", "bcdef"):
+            scores = await caller.score(make_group([text], group_id=""))
+            assert scores.group_id == ""
+    first, second = (line["group_id"] for line in lines(path))
+    assert first != second
+    assert first.startswith("unnamed-")
+
+
 def written(path: Path, groups: int, first: int = 0, pause_s: float = 0.0, **options: Any) -> Counter[str]:
     """Offers groups of about 500 bytes; what became of them."""
     outcomes: Counter[str] = Counter()
