@@ -1,6 +1,6 @@
 """Records as Parquet: a folder of parts, each a whole file of some groups, a row for each completion.
 
-Owns the parts; their columns are `record_columns`'. A part is written under another name and renamed when it is
+Owns the parts; their columns are `record_table`'s. A part is written under another name and renamed when it is
 complete: a reader never sees half of one, and a writer that is killed loses only the groups of its open part. Needs
 pyarrow, which is imported when a folder is opened.
 
@@ -13,14 +13,19 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from reward_server.errors import ConfigError
-from reward_server.observability.record_columns import Columns, columns_of, part_schema, pyarrow_and_parquet, table_of
+from reward_server.observability.record_columns import GroupColumns, columns_of
+from reward_server.observability.record_form import Training
+from reward_server.observability.record_table import part_schema, pyarrow_and_parquet, table_of
+from reward_server.types import Group, GroupScores
 
 PART_PATTERN = "*.parquet"
+
+_MOST_TEXT_BYTES = 1 << 30  # half of what the 32 bits of an offset reach
 
 
 class RecordParts:
@@ -56,14 +61,14 @@ class RecordParts:
         """Seconds until `write` is to close the open part; None if there is none."""
         return None if not self._tables else max(0.0, self._began + self._part_s - time.monotonic())
 
-    def encoded(self, record: Mapping[str, Any]) -> Columns:
+    def encoded(self, group: Group, scores: GroupScores, at: float, training: Training | None = None) -> GroupColumns:
         """A group as its columns. Raises TypeError or ValueError for values that JSON cannot hold."""
-        return columns_of(record)
+        return columns_of(group, scores, at, training)
 
-    def write(self, groups: Sequence[Columns]) -> None:
+    def write(self, groups: Sequence[GroupColumns]) -> None:
         """Takes groups, and writes the parts that are due. Raises OSError if that fails; their groups are lost."""
         while groups:
-            room = self._part_groups - self.waiting
+            room = min(self._part_groups - self.waiting, _fitting(groups))
             self._add(groups[:room])
             groups = groups[room:]
             if self.waiting == self._part_groups:
@@ -71,7 +76,7 @@ class RecordParts:
         if self.due_in_s == 0.0:
             self.close_part()
 
-    def _add(self, groups: Sequence[Columns]) -> None:
+    def _add(self, groups: Sequence[GroupColumns]) -> None:
         if not self._tables:
             self._began = time.monotonic()
         self._tables.append(table_of(groups, self._schema))
@@ -108,6 +113,12 @@ class RecordParts:
         for part, total in zip(sizes, itertools.accumulate(sizes.values()), strict=True):
             if total > self._max_bytes and part != next(iter(sizes)):
                 part.unlink(missing_ok=True)
+
+
+def _fitting(groups: Sequence[GroupColumns]) -> int:
+    """How many of the groups make a table, of whose columns none may hold more text; one at least."""
+    ends = itertools.accumulate(group.text_bytes for group in groups)
+    return max(1, sum(1 for _ in itertools.takewhile(lambda end: end <= _MOST_TEXT_BYTES, ends)))
 
 
 def _private(path: str, flags: int) -> int:
