@@ -9,17 +9,18 @@ Legend: G completions of a group, S scorers.
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from reward_server.observability.record_form import Training, text_of
 from reward_server.types import Content, Group, GroupScores, ScorerScores
 
-NOTHING = ("",)
+_Value = TypeVar("_Value")
 
 
 class ScorerColumns(NamedTuple):
-    """What one scorer said of a group: G scores and statuses; of messages and extras G, or one for all."""
+    """What one scorer said of a group: G scores; of statuses, messages and extras G, or one for all."""
 
     name: str
     version: str
@@ -35,12 +36,16 @@ class GroupColumns(NamedTuple):
 
     size: int
     at: float
-    names: tuple[str, int, str, str]  # run_id, step, group_id, config_digest
-    seconds: tuple[float, float]  # queued, computing
+    run_id: str
+    step: int
+    group_id: str
+    config_digest: str
+    queued_s: float
+    compute_s: float
     prompts: tuple[str, ...]
     prompts_are_messages: tuple[bool, ...]
     completions: bytes
-    lengths: tuple[int, ...]  # of the completions, in bytes
+    lengths: array[int]  # of the completions, in bytes
     completions_are_messages: tuple[bool, ...]
     columns: tuple[str, ...]
     rewards: tuple[float | None, ...]
@@ -62,12 +67,16 @@ def columns_of(group: Group, scores: GroupScores, at: float, training: Training 
     return GroupColumns(
         len(contents),
         at,
-        (group.run_id, group.step, group.group_id, scores.config_digest),
-        (scores.queued_s, scores.compute_s),
+        group.run_id,
+        group.step,
+        group.group_id,
+        scores.config_digest,
+        scores.queued_s,
+        scores.compute_s,
         tuple(map(text_of, prompts)),
         _are_messages(prompts),
         b"".join(texts),
-        tuple(map(len, texts)),
+        array("i", map(len, texts)),
         _are_messages(contents),
         _columns(group),
         tuple(scores.rewards()),
@@ -77,9 +86,12 @@ def columns_of(group: Group, scores: GroupScores, at: float, training: Training 
 
 
 def _are_messages(contents: Sequence[Content]) -> tuple[bool, ...]:
-    """One value if they are all alike."""
-    flags = [not isinstance(content, str) for content in contents]
-    return tuple(flags if any(flags) and not all(flags) else flags[:1])
+    return _once([not isinstance(content, str) for content in contents])
+
+
+def _once(values: Sequence[_Value]) -> tuple[_Value, ...]:
+    """One value for all, if they are alike."""
+    return tuple(values[:1] if len(set(values)) == 1 else values)
 
 
 def _columns(group: Group) -> tuple[str, ...]:
@@ -89,15 +101,14 @@ def _columns(group: Group) -> tuple[str, ...]:
 
 
 def _scorer(scorer: ScorerScores) -> ScorerColumns:
-    messages = tuple([score.message for score in scorer.scores])
     return ScorerColumns(
         scorer.name,
         scorer.version,
         scorer.weight,
         tuple([score.value for score in scorer.scores]),
-        tuple([score.status.name for score in scorer.scores]),
-        messages if any(messages) else NOTHING,
-        _extras(scorer.extra) if scorer.extra else NOTHING,
+        _once([score.status.name for score in scorer.scores]),
+        _once([score.message and text_of(score.message) for score in scorer.scores]),
+        _extras(scorer.extra) if scorer.extra else ("",),
     )
 
 

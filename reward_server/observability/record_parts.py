@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,8 @@ class RecordParts:
         self._part_s = part_s
         self._max_bytes = max_bytes
         self._schema = part_schema()
-        self._tables: list[Any] = []  # of the open part
+        self._groups: list[GroupColumns] = []  # of the open part
         self.written = 0
-        self.waiting = 0
         self._began = 0.0
         self._numbers = itertools.count()
         try:
@@ -59,7 +58,12 @@ class RecordParts:
     @property
     def due_in_s(self) -> float | None:
         """Seconds until `write` is to close the open part; None if there is none."""
-        return None if not self._tables else max(0.0, self._began + self._part_s - time.monotonic())
+        return None if not self._groups else max(0.0, self._began + self._part_s - time.monotonic())
+
+    @property
+    def waiting(self) -> int:
+        """How many groups the open part has."""
+        return len(self._groups)
 
     def encoded(self, group: Group, scores: GroupScores, at: float, training: Training | None = None) -> GroupColumns:
         """A group as its columns. Raises TypeError or ValueError for values that JSON cannot hold."""
@@ -68,7 +72,7 @@ class RecordParts:
     def write(self, groups: Sequence[GroupColumns]) -> None:
         """Takes groups, and writes the parts that are due. Raises OSError if that fails; their groups are lost."""
         while groups:
-            room = min(self._part_groups - self.waiting, _fitting(groups))
+            room = self._part_groups - self.waiting
             self._add(groups[:room])
             groups = groups[room:]
             if self.waiting == self._part_groups:
@@ -77,30 +81,36 @@ class RecordParts:
             self.close_part()
 
     def _add(self, groups: Sequence[GroupColumns]) -> None:
-        if not self._tables:
+        if not self._groups:
             self._began = time.monotonic()
-        self._tables.append(table_of(groups, self._schema))
-        self.waiting += len(groups)
+        self._groups.extend(groups)
 
     def close_part(self) -> None:
         """Writes what there is as a part. Raises OSError; the groups are lost then, and nothing half is left."""
-        tables, groups = self._tables, self.waiting
-        self._tables, self.waiting = [], 0
-        if not tables:
+        groups, self._groups = self._groups, []
+        if not groups:
             return
+        tables = list(self._tables(groups))
         name = f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers):06d}"
         partial = self._folder / f".{name}.partial"
         pyarrow, parquet = pyarrow_and_parquet()
         try:
             with open(partial, "xb", opener=_private) as file:
-                parquet.write_table(pyarrow.concat_tables(tables), file, compression="zstd")
+                parquet.write_table(pyarrow.concat_tables(tables), file, compression="zstd", write_statistics=["step"])
             partial.rename(self._folder / f"{name}.parquet")
         except OSError:
             with contextlib.suppress(OSError):
                 partial.unlink()
             raise
-        self.written += groups
+        self.written += len(groups)
         self._remove_oldest()
+
+    def _tables(self, groups: Sequence[GroupColumns]) -> Iterator[Any]:
+        """One, unless their text is too long for one."""
+        while groups:
+            fitting = _fitting(groups)
+            yield table_of(groups[:fitting], self._schema)
+            groups = groups[fitting:]
 
     def close(self) -> None:
         self.close_part()

@@ -23,8 +23,7 @@ def table_of(groups: Sequence[GroupColumns], schema: Any) -> Any:
     pa, _ = pyarrow_and_parquet()
     rows = _Repeated(pa, [group.size for group in groups])
     values = {
-        **dict(zip(_NAMES, zip(*(group.names for group in groups), strict=True), strict=True)),
-        **dict(zip(_SECONDS, zip(*(group.seconds for group in groups), strict=True), strict=True)),
+        **{name: [getattr(group, name) for group in groups] for name in _OF_THE_GROUP},
         "schema": [SCHEMA_VERSION] * len(groups),
         "time": [time_of(group.at) for group in groups],
         "of": rows.sizes,
@@ -142,8 +141,7 @@ def part_schema() -> Any:
     return pa.schema({**columns, "scorers": pa.list_(scorer)})
 
 
-_NAMES = ("run_id", "step", "group_id", "config_digest")
-_SECONDS = ("queued_s", "compute_s")
+_OF_THE_GROUP = ("run_id", "step", "group_id", "config_digest", "queued_s", "compute_s")
 _SCORER_COLUMNS = {
     "name": "text",
     "version": "text",

@@ -164,7 +164,9 @@ class Sink(Protocol):
     """
 
     written: int
-    waiting: int
+
+    @property
+    def waiting(self) -> int: ...
 
     @property
     def due_in_s(self) -> float | None: ...
