@@ -18,7 +18,7 @@ from reward_server.errors import ConfigError
 from reward_server.evaluation.recorded import Record, read_records
 from reward_server.evaluation.scoring import Scoring
 from reward_server.evaluation.statistics import kendall
-from reward_server.observability.records import record_of
+from reward_server.observability.record_form import record_of
 
 _SHOWN = 10
 

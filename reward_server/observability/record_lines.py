@@ -1,6 +1,6 @@
 """Records as JSON lines: an object a group, in a file that is turned over by size and never grows without bound.
 
-Owns the files and the lock that several processes share. What a record holds is `records`'.
+Owns the files and the lock that several processes share. What a record holds is `record_form`'s.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from reward_server.errors import ConfigError
+from reward_server.observability.record_form import Training, record_of
+from reward_server.types import Group, GroupScores
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
@@ -43,9 +44,9 @@ class RecordLines:
     def __str__(self) -> str:
         return str(self._path)
 
-    def encoded(self, record: Mapping[str, Any]) -> bytes:
-        """A record as a line. Raises TypeError or ValueError for what JSON cannot hold."""
-        return (json.dumps(record) + "\n").encode()
+    def encoded(self, group: Group, scores: GroupScores, at: float, training: Training | None = None) -> bytes:
+        """The record of a group as a line. Raises TypeError or ValueError for what JSON cannot hold."""
+        return (json.dumps(record_of(group, scores, at, training)) + "\n").encode()
 
     def write(self, lines: Sequence[bytes]) -> None:
         """Appends lines. Raises OSError; `written` then counts those that are in the files, and no line is cut."""

@@ -1,8 +1,8 @@
 """Records of the groups that were scored, as JSON lines or Parquet parts, in a bounded amount of disk space.
 
-Owns the sampling, the thread that writes, and the form of a record, which docs/records.md documents. Knows nothing of
-gRPC or scorers; `record_lines` and `record_parts` own the files, `record_columns` the columns of Parquet. Records hold
-prompts and completions, so that only their owner may read them (mode 0600).
+Owns the sampling and the thread that writes. Knows nothing of gRPC or scorers; `record_form` owns what a record holds,
+`record_lines` and `record_parts` the files. Records hold prompts and completions, so that only their owner may read
+them (mode 0600).
 
     records = Records(config, note)       raises ConfigError
     records.offer(group, scores, request_bytes)       never waits, never raises
@@ -19,7 +19,6 @@ waits for it or fails. `note(outcome, groups)` counts each outcome: "written", "
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import hashlib
 import logging
@@ -27,18 +26,17 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from reward_server.config import RecordsConfig
+from reward_server.observability.record_form import Training
 from reward_server.observability.record_lines import RecordLines
 from reward_server.observability.record_parts import RecordParts
-from reward_server.types import Completion, Group, GroupScores, ScorerScores
+from reward_server.types import Group, GroupScores
 
 log = logging.getLogger("reward_server")
-
-SCHEMA_VERSION = 1
 
 # The most that may wait for the disk, in bytes of requests.
 _MOST_WAITING_BYTES = 64 << 20
@@ -72,7 +70,7 @@ class Records:
         group: Group,
         scores: GroupScores,
         request_bytes: int,
-        training: Mapping[str, Sequence[Any]] | None = None,
+        training: Training | None = None,
     ) -> None:
         """Records a group if it is in the sample and the disk keeps up. `training` has G values under each name."""
         if not is_sampled(group, self._sample):
@@ -80,10 +78,9 @@ class Records:
         if not self._has_room(request_bytes):
             self._lost("dropped", "the disk is slower than the server")
             return
-        record = record_of(group, scores, time.time())
         try:
             # At once, and in the caller's thread: kept until later, a group's many objects would cost more.
-            encoded = self._sink.encoded({**record, "training": dict(training)} if training else record)
+            encoded = self._sink.encoded(group, scores, time.time(), training)
         except (ValueError, TypeError, RecursionError) as error:
             self._release(request_bytes)
             self._lost("failed", str(error))
@@ -160,19 +157,21 @@ def records_in(folder: Path, sample: float) -> Records:
 
 
 class Sink(Protocol):
-    """Files that records are written to: `sink.write([sink.encoded(record)])`.
+    """Files that records are written to: `sink.write([sink.encoded(group, scores, at, training)])`.
 
     `due_in_s` are the seconds until `write` must be called again, with or without records; None for never. `written`
     counts the groups that are on the disk, `waiting` those that are on their way there.
     """
 
     written: int
-    waiting: int
+
+    @property
+    def waiting(self) -> int: ...
 
     @property
     def due_in_s(self) -> float | None: ...
 
-    def encoded(self, record: Mapping[str, Any]) -> Any: ...
+    def encoded(self, group: Group, scores: GroupScores, at: float, training: Training | None) -> Any: ...
     def write(self, encoded: Sequence[Any]) -> None: ...
     def close(self) -> None: ...
 
@@ -193,46 +192,3 @@ def is_sampled(group: Group, sample: float) -> bool:
     name = f"{group.run_id}\0{group.group_id}".encode("utf-8", "backslashreplace")
     # Not a CRC: those of names that differ in their last digits alone share their first bits.
     return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest()) < sample * 2**32
-
-
-def record_of(group: Group, scores: GroupScores, at: float) -> dict[str, Any]:
-    """The record of a group that was scored at `at`, in seconds since the epoch."""
-    return {
-        "schema": SCHEMA_VERSION,
-        "time": datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds"),
-        "run_id": group.run_id,
-        "step": group.step,
-        "group_id": group.group_id,
-        "config_digest": scores.config_digest,
-        "prompt": group.prompt,
-        "columns": dict(group.columns),
-        "completions": [_completion(completion) for completion in group.completions],
-        "rewards": scores.rewards(),
-        "scorers": {scorer.name: _scorer(scorer) for scorer in scores.scorers},
-        "queued_s": scores.queued_s,
-        "compute_s": scores.compute_s,
-    }
-
-
-def _completion(completion: Completion) -> dict[str, Any]:
-    """The content, and what differs between the completions of the group."""
-    described: dict[str, Any] = {"content": completion.content}
-    if completion.columns:
-        described["columns"] = dict(completion.columns)
-    if completion.prompt is not None:
-        described["prompt"] = completion.prompt
-    return described
-
-
-def _scorer(scorer: ScorerScores) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "version": scorer.version,
-        "weight": scorer.weight,
-        "scores": [score.value for score in scorer.scores],
-        "statuses": [score.status.name for score in scorer.scores],
-    }
-    if any(score.message for score in scorer.scores):
-        described["messages"] = [score.message for score in scorer.scores]
-    if scorer.extra:
-        described["extra"] = {name: list(values) for name, values in scorer.extra.items()}
-    return described

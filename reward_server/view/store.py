@@ -15,7 +15,7 @@ import duckdb
 import pandas
 import pyarrow
 
-from reward_server.observability.record_columns import part_schema
+from reward_server.observability.record_table import part_schema
 from reward_server.view.sources import PartList, Sources
 from reward_server.view.tail import Tail
 

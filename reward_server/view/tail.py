@@ -17,7 +17,7 @@ from typing import Any
 
 from reward_server.errors import InvalidGroupError
 from reward_server.evaluation.recorded import files_of
-from reward_server.observability.record_columns import rows_of
+from reward_server.observability.record_form import rows_of
 from reward_server.view.sources import KNOWN_SCHEMA
 
 _BATCH_BYTES = 16 << 20

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reward_server.observability.record_columns import part_schema
+from reward_server.observability.record_table import part_schema
 from reward_server.view.filters import Filter, find
 from reward_server.view.sources import Sources
 from reward_server.view.store import Store

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import stat
@@ -19,8 +21,11 @@ import pytest
 from reward_server.config import RecordsConfig
 from reward_server.errors import ConfigError
 from reward_server.evaluation.recorded import read_records
+from reward_server.observability.record_form import record_of, rows_of
+from reward_server.observability.record_parts import RecordParts
+from reward_server.observability.record_table import part_schema, table_of
 from reward_server.observability.records import Records
-from reward_server.types import Completion, Group
+from reward_server.types import Completion, Group, GroupScores
 from tests.support.builders import make_group, make_scores
 
 ROOT = Path(__file__).parents[3]
@@ -60,6 +65,27 @@ def test_a_part_closes_after_so_many_seconds_while_the_server_runs(tmp_path: Pat
         time.sleep(0.02)
     assert [record.rewards_G for record in read_records([tmp_path / "r"])] == [[1.0]]
     records.close()
+
+
+def test_both_forms_have_the_same_rows(tmp_path: Path) -> None:
+    own = {"advantage": [0.5, -0.5], "truncated": [True, False]}
+    several = (Completion("a", columns={"answer": 1}), Completion([{"role": "assistant", "content": "é"}], prompt="q"))
+    scored = [
+        (make_group(["x", "y", "z"], columns={"answer": "4"}), make_scores([1.0, None, 0.5], [0.0, 0.0, math.inf])),
+        (Group([{"role": "user", "content": "p"}], several, run_id="r", step=7, group_id="g"), make_scores([1.0, 2.0])),
+        (make_group(["alone"]), with_extra(make_scores([2.0], weight=0.5))),
+    ]
+    parts = RecordParts(tmp_path, part_groups=10, part_s=60, max_bytes=1 << 30)
+    rows = [row for n, pair in enumerate(scored) for row in rows_of(record_of(*pair, 5.0, own if n == 1 else None))]
+    table = table_of(
+        [parts.encoded(*pair, 5.0, own if n == 1 else None) for n, pair in enumerate(scored)], part_schema()
+    )
+    assert table.to_pylist() == rows
+
+
+def with_extra(scores: GroupScores) -> GroupScores:
+    scorer = dataclasses.replace(scores.scorers[0], name="more", extra={"found": ["12"], "n": [3]})
+    return dataclasses.replace(scores, scorers=(*scores.scorers, scorer))
 
 
 def test_a_group_comes_back_as_it_was(tmp_path: Path) -> None:

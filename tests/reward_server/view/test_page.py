@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -136,7 +135,7 @@ def test_records_are_shown_as_they_are_written_and_files_that_are_none_get_a_sen
         page.see("Nothing is recorded yet.")
         page.see("foreign.jsonl, line 1, is not a record of a reward server")
         for count in (1, 2):
-            sink.write([sink.encoded(json.loads(lines[count]))])
+            sink.write([f"{lines[count]}\n".encode()])
             page.open("view=groups", "Groups")
             page.see(f"{4 * count} completions in {count} groups match.")
     sink.close()

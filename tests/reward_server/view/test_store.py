@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from reward_server.errors import ConfigError
+from reward_server.observability.record_form import record_of
 from reward_server.observability.record_lines import RecordLines
 from reward_server.observability.record_parts import RecordParts
-from reward_server.observability.records import record_of
-from reward_server.types import Group
+from reward_server.types import Group, GroupScores
 from reward_server.view import filters, overview
 from reward_server.view.filters import Filter, find, group_of
 from reward_server.view.sources import sources_of
@@ -24,9 +24,14 @@ from tests.support.builders import make_group, make_scores
 Open = Callable[..., Store]
 
 
-def recorded(*texts: Any, step: int = 0, scores: tuple[float | None, ...] = (1.0, 0.0), **names: Any) -> dict[str, Any]:
-    group: Group = make_group(texts or ("a", "b"), run_id="r", step=step, **names)
-    return record_of(group, make_scores(scores), time.time())
+def scored(
+    *texts: Any, step: int = 0, scores: tuple[float | None, ...] = (1.0, 0.0), **names: Any
+) -> tuple[Group, GroupScores, float]:
+    return make_group(texts or ("a", "b"), run_id="r", step=step, **names), make_scores(scores), time.time()
+
+
+def recorded(*texts: Any, **options: Any) -> dict[str, Any]:
+    return record_of(*scored(*texts, **options))
 
 
 def count(store: Store) -> int:
@@ -62,10 +67,10 @@ def test_a_file_that_is_turned_over_is_read_once_and_forgotten_when_it_is_remove
     path = tmp_path / "records.jsonl"
     line = len(json.dumps(recorded(group_id="0"))) + 1
     sink = RecordLines(path, max_bytes=3 * line, keep=2)
-    sink.write([sink.encoded(recorded(group_id="0"))])
+    sink.write([sink.encoded(*scored(group_id="0"))])
     store = open_store(path)
     for number in range(1, 8):
-        sink.write([sink.encoded(recorded(group_id=str(number)))])
+        sink.write([sink.encoded(*scored(group_id=str(number)))])
         store.refresh()
     sink.close()
     # Files of three groups, two of which are kept: 3, 4, 5 and 6, 7.
@@ -78,8 +83,8 @@ def test_parts_appear_and_go_while_the_store_is_open(tmp_path: Path, open_store:
     sink = RecordParts(folder, part_groups=1, part_s=60, max_bytes=1 << 30)
     store = open_store(folder)
     assert (count(store), filters.step_range(store)) == (0, None)
-    sink.write([sink.encoded(recorded(step=3))])
-    sink.write([sink.encoded(recorded(step=5))])
+    sink.write([sink.encoded(*scored(step=3))])
+    sink.write([sink.encoded(*scored(step=5))])
     store.refresh()
     assert (count(store), filters.step_range(store)) == (4, (3, 5))
     min(folder.glob("*.parquet")).unlink()  # what the writer does with the oldest; the next query finds out
