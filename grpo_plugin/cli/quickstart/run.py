@@ -192,6 +192,7 @@ def _conclude(console: Console, outcome: Outcome, folder: Path, seconds: float) 
     console.print("next:", style="dim")
     for command in (
         f"grpo plot {folder}",
+        f"reward-server view {folder}",
         f"grpo train --config {folder}/train.yaml --output_dir {folder}-again --learning_rate 5e-4",
         f"reward-server score --config {folder}/reward.yaml --prompt ba= --completion ab --column 'answer=\"ab\"'",
     ):
