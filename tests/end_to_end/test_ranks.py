@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from reward_server.evaluation.recorded import Record, read_records
 from tests.end_to_end.launching import launch
 from tests.support.servers import SCORING, function
 
@@ -37,6 +39,7 @@ ARGS = {
 OURS = {
     *("reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure", "max_failure_rate"),
     *("token_batches", "padding_free", "shared_prefix", "max_tokens_per_micro_batch", "score_ahead"),
+    "record_rewards",
 }
 
 Serve = Callable[..., Any]
@@ -105,6 +108,7 @@ def test_a_group_that_straddles_ranks_is_scored_whole_and_once_with_the_advantag
                 "gradient_accumulation_steps": accumulate,
                 "num_generations": generations,
                 "max_steps": 2,
+                "record_rewards": "all",
             }
             specs[name] = {"trainer": "remote", "model": tiny_model, "args": args, "rollout": "fixed"}
         train(tmp_path / str(ranks), accelerate, **specs)
@@ -117,6 +121,14 @@ def test_a_group_that_straddles_ranks_is_scored_whole_and_once_with_the_advantag
         assert set(Counter(group["id"] for group in groups).values()) == {1}
         sent = sorted(text for batch in two for text in batch["completions"])
         assert sorted(text for group in groups for text in group["contents"]) == sent
+        first, second = (recorded(tmp_path / str(ranks) / name) for ranks in (1, 2))
+        assert [(one.group, one.scores) for one in second] == [(one.group, one.scores) for one in first]
+        assert [text for one in second for text in one.group.contents()] == [t for b in two for t in b["completions"]]
+
+
+def recorded(folder: Path) -> list[Record]:
+    """The groups that rank 0 recorded, in the order in which they were trained on."""
+    return list(read_records([folder / "run" / "records"]))
 
 
 @pytest.mark.parametrize("accelerate", ["cpu_zero1", "cpu_zero2", "cpu_zero3"])
@@ -156,6 +168,7 @@ def test_under_zero2_a_run_with_30_percent_failures_and_a_rank_that_is_3_s_late_
         "beta": 0.1,
         "ddp_backend": "gloo",
         "max_failure_rate": 1.0,
+        "record_rewards": "all",
     }
     run = {"trainer": "remote", "model": tiny_model, "args": args, "late_s": 3.0}
     nothing = {"trainer": "remote", "model": tiny_model, "args": {**args, "max_steps": 2}}
@@ -164,7 +177,12 @@ def test_under_zero2_a_run_with_30_percent_failures_and_a_rank_that_is_3_s_late_
     weights, out = results["run"]
     logs = [log for log in out["log"] if "reward/groups" in log]
     assert len(logs) == 4
-    assert sum(log.get("reward/dropped", 0) for log in logs) > 0
+    dropped = sum(log.get("reward/dropped", 0) for log in logs)
+    assert dropped > 0
+    rows = pyarrow.parquet.read_table(tmp_path / "run" / "run" / "records").to_pylist()
+    failed = [row["scorers"][0]["message"] for row in rows if row["scorers"][0]["status"] == "FAILED"]
+    assert len(failed) == dropped == sum(row["dropped"] for row in rows), "those of the other rank, too"
+    assert all("unlucky" in message for message in failed)
     assert max(log["reward/exposed_wait_s"] for log in logs) < 20.0
     assert all(torch.isfinite(value).all() for value in weights.values())
     start = start_weights(tiny_model)
