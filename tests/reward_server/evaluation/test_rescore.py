@@ -14,7 +14,7 @@ from reward_server.client import RewardClient
 from reward_server.evaluation.recorded import read_records
 from reward_server.evaluation.rescore import compare
 from reward_server.launch import ServerProcess
-from reward_server.observability.records import record_of
+from reward_server.observability.record_form import record_of
 from tests.support.builders import make_group, make_scores
 from tests.support.commands import reward_server, written
 
