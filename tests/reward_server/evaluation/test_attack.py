@@ -35,6 +35,7 @@ def accepted_on_the_page() -> list[tuple[str, list[str]]]:
     return [(name, re.findall(r"`(\w+)`", row[2])) for row in rows for name in re.findall(r"`(\w+)`", row[1])]
 
 
+SLOW = ("code", "relevance")  # a sandbox, an embedding model
 PENS = "A box holds {} pens. How many do two boxes hold?"
 CODE_TESTS = {"inputs": ["41", "7"], "outputs": ["42", "8"]}  # one of them is shown in the prompt
 
@@ -61,7 +62,7 @@ def shipped_rows(name: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "accepted"),
     [
-        pytest.param(name, accepted, id=name, marks=[pytest.mark.slow] * (name == "relevance"))
+        pytest.param(name, accepted, id=name, marks=[pytest.mark.slow] * (name in SLOW))
         for name, accepted in accepted_on_the_page()
     ],
 )
@@ -78,6 +79,7 @@ def test_the_hacks_that_earn_on_a_shipped_configuration_are_those_that_the_page_
     assert (code, marked) == (int(bool(accepted)), set(accepted)), said
 
 
+@pytest.mark.slow
 def test_a_program_that_prints_the_shown_outputs_earns_their_share_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
