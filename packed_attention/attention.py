@@ -22,7 +22,7 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from packed_attention.segments import Segments
-from packed_attention.varlen import VarlenKernel, check_window, select_keys, visible
+from packed_attention.varlen import VarlenKernel, check_window, select_keys
 
 STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3")
 
@@ -196,7 +196,7 @@ def attend_by_segment(
     """
     check_window(sliding_window, causal)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1 and query.device.type != "cpu":  # CUDA has a memory-efficient kernel, which takes no groups of heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     # Split, not sliced: the backward of a slice fills a tensor as long as the whole.
     queries, keys, values = (x.split(segments.lengths, dim=2) for x in (query, key, value))
@@ -205,18 +205,18 @@ def attend_by_segment(
         k, v = keys[segment], values[segment]
         if before >= 0:
             k, v = torch.cat([keys[before], k], dim=2), torch.cat([values[before], v], dim=2)
-        mask = _mask(segments.lengths[segment], segments.seen[segment], sliding_window, query.device)
+        mask = segments.mask(segment, sliding_window, query)
         is_causal = causal and mask is None
         outputs.append(
             functional.scaled_dot_product_attention(
-                queries[segment], k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
+                queries[segment],
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=is_causal,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
-
-
-def _mask(own: int, seen: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Which of the tokens that a segment sees each of its own may look at; None for plain causality."""
-    if own == seen and (sliding_window is None or seen <= sliding_window):
-        return None
-    return visible(own, seen, sliding_window, device)
