@@ -22,7 +22,8 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from packed_attention.segments import Segments
-from packed_attention.varlen import VarlenKernel, check_window, select_keys, visible
+from packed_attention.shared_keys import Tensors, attend_to_prompt_and_self, can_attend
+from packed_attention.varlen import VarlenKernel, check_window, select_keys
 
 STANDS_IN_FOR = ("sdpa", "flash_attention_2", "flash_attention_3")
 
@@ -196,27 +197,30 @@ def attend_by_segment(
     """
     check_window(sliding_window, causal)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1 and query.device.type != "cpu":  # CUDA has a memory-efficient kernel, which takes no groups of heads
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    together = causal and sliding_window is None and can_attend(query, value, dropout)
+    tokens = [sum(segments.lengths[one] for one in run.members) for run in segments.runs]
     # Split, not sliced: the backward of a slice fills a tensor as long as the whole.
-    queries, keys, values = (x.split(segments.lengths, dim=2) for x in (query, key, value))
-    outputs = []
-    for segment, before in enumerate(segments.before):
-        k, v = keys[segment], values[segment]
-        if before >= 0:
-            k, v = torch.cat([keys[before], k], dim=2), torch.cat([values[before], v], dim=2)
-        mask = _mask(segments.lengths[segment], segments.seen[segment], sliding_window, query.device)
-        is_causal = causal and mask is None
-        outputs.append(
-            functional.scaled_dot_product_attention(
-                queries[segment], k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling
-            )
+    parts = list(zip(*(x.split(tokens, dim=2) for x in (query, key, value)), strict=True))
+
+    def alone(part: Tensors, prompt: Tensors | None, segment: int) -> torch.Tensor:
+        q, k, v = part
+        if prompt is not None:
+            k, v = torch.cat([prompt[1], k], dim=2), torch.cat([prompt[2], v], dim=2)
+        mask = segments.mask(segment, sliding_window, query)
+        grouped = q.shape[1] != k.shape[1]
+        return functional.scaled_dot_product_attention(
+            q, k, v, mask, dropout, causal and mask is None, scale=scaling, enable_gqa=grouped
         )
+
+    outputs = []
+    for part, run in zip(parts, segments.runs, strict=True):
+        prompt = parts[run.before] if run.before >= 0 else None
+        lengths = [segments.lengths[one] for one in run.members]
+        if together and prompt is not None:
+            outputs.append(attend_to_prompt_and_self(part, prompt[1:], lengths, scaling))
+        else:
+            each = zip(*(x.split(lengths, dim=2) for x in part), strict=True)
+            outputs += [alone(own, prompt, segment) for own, segment in zip(each, run.members, strict=True)]
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
-
-
-def _mask(own: int, seen: int, sliding_window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Which of the tokens that a segment sees each of its own may look at; None for plain causality."""
-    if own == seen and (sliding_window is None or seen <= sliding_window):
-        return None
-    return visible(own, seen, sliding_window, device)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from packed_attention.segments import Segments
+from packed_attention.segments import Segments, visible
 
 # The kernel reads head sizes in units of 8 (FlashAttention-2); others are filled up with zeros.
 _HEAD_SIZE_UNIT = 8
@@ -152,12 +152,6 @@ class _SelectKeys(torch.autograd.Function):
         (keys,) = ctx.saved_tensors
         total = gradient.new_zeros((ctx.tokens, *gradient.shape[1:]), dtype=torch.float32)
         return total.index_add_(0, keys, gradient.float()).to(gradient.dtype), None
-
-
-def visible(queries: int, keys: int, sliding_window: int | None, device: torch.device) -> torch.Tensor:
-    """Whether each of the last `queries` tokens looks at each of `keys` tokens: shape (queries, keys)."""
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
-    return distance >= 0 if sliding_window is None else (distance >= 0) & (distance < sliding_window)
 
 
 def _segments(lengths: list[int], before: list[int], device: torch.device) -> Segments:

@@ -68,7 +68,8 @@ PLUGIN_ARROWS = {
 PACKED_ARROWS: dict[str, set[str]] = {
     "segments": set(),
     "varlen": {"segments"},
-    "attention": {"segments", "varlen"},
+    "shared_keys": set(),
+    "attention": {"segments", "shared_keys", "varlen"},
     "masks": {"attention", "varlen"},
 }
 PACKAGES = {"reward_server": SERVER_ARROWS, "grpo_plugin": PLUGIN_ARROWS, "packed_attention": PACKED_ARROWS}

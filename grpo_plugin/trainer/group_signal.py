@@ -28,6 +28,7 @@ class GroupSignalTrainer(DropFailedTrainer):
     """TRL's trainer that decides on the rewards themselves whether a group has something to teach."""
 
     reward_weights: torch.Tensor
+    reward_func_names: list[str]
     _rewards_RS: torch.Tensor  # of the last generation, on all ranks
     _calculate_rewards: Any
 
@@ -63,22 +64,30 @@ class GroupSignalTrainer(DropFailedTrainer):
 
     def _zero_advantages(self, batch: dict[str, Any], rewards_RS: torch.Tensor) -> None:
         """Sets the advantages of groups without signal to 0, in the batch and in TRL's table of completions."""
-        weights_S = self.reward_weights.to(rewards_RS.device)
+        rewards_RS, weights_S = self._on_host(rewards_RS), self.reward_weights.to("cpu")  # where TRL has it
         per_scorer = self.multi_objective_aggregation == "normalize_then_sum"
         signal_R = has_signal(rewards_RS, weights_S, self.num_generations, per_scorer)
-        rows = len(batch["advantages"])
-        first = self.accelerator.process_index * rows
-        batch["advantages"] = batch["advantages"].masked_fill(~signal_R[first : first + rows], 0.0)
-        dropped_R = torch.zeros_like(signal_R) if self._dropped_R is None else self._dropped_R
-        together = has_signal(rewards_RS, weights_S, len(rewards_RS)) if self._is_scaled_by_batch else signal_R
-        # The host reads once, and waits once for the device.
-        signal, dropped, of_batch = torch.stack([signal_R, dropped_R, together]).tolist()
+        advantages_N = batch["advantages"]
+        first = self.accelerator.process_index * len(advantages_N)
+        own_N = signal_R[first : first + len(advantages_N)].to(advantages_N.device)
+        batch["advantages"] = advantages_N.masked_fill(~own_N, 0.0)
+        signal = signal_R.numpy().tolist()
         logged = self._logs["advantages"]  # a deque of the last generation's (TRL 1.16, line 2837)
         for row in (row for row, has in enumerate(signal) if not has):
             logged[row - len(signal)] = 0.0
+        dropped = [False] * len(signal) if self._dropped_R is None else self._dropped_R.tolist()
         survivors = [not has for has, gone in zip(signal, dropped, strict=True) if not gone]
-        share = _mean(survivors) if self._is_scaled_by_group else float(not any(of_batch))
+        together = has_signal(rewards_RS, weights_S, len(signal)) if self._is_scaled_by_batch else signal_R
+        share = _mean(survivors) if self._is_scaled_by_group else float(not together.numpy().any())
         self._metrics["train"][_METRIC][-1] = share
+
+    def _on_host(self, rewards_RS: torch.Tensor) -> torch.Tensor:
+        """The rewards, as TRL has read them from the device for its table (TRL 1.16, line 2836)."""
+        names, logged = self.reward_func_names, self._logs["rewards"]
+        if len(set(names)) < len(names):  # then they share a column
+            return rewards_RS.cpu()
+        columns_SR = [list(logged[name])[-len(rewards_RS) :] for name in names]
+        return torch.tensor(columns_SR, dtype=rewards_RS.dtype).T
 
     @property
     def _is_scaled_by_group(self) -> bool:

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from exposed_wait import COMMON, save_model
 from transformers import TrainerCallback
 
 from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 from reward_server.launch import launch_server
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.exposed_wait import COMMON, save_model
 
 
 class StepTimes(TrainerCallback):

@@ -31,7 +31,7 @@ from grpo_plugin.batching.plan import PackedLayout, Rows, attention_cost
 from grpo_plugin.batching.sharing import KeyCost
 from packed_attention.attention import register
 from tests.benchmarks.packing import tensors
-from tests.benchmarks.step_efficiency import save_model
+from tests.benchmarks.updates.cases import QWEN_HALF_B, SMALL
 from tests.support.memory import SavedTensors
 
 GROUP = 8
@@ -94,7 +94,8 @@ def main() -> None:
     device = torch.device(options.device)
     register()
     with tempfile.TemporaryDirectory() as folder:
-        model = AutoModelForCausalLM.from_pretrained(save_model(Path(folder), options.device)).to(device)
+        shape = SMALL if options.device == "cpu" else QWEN_HALF_B
+        model = AutoModelForCausalLM.from_pretrained(shape.save(Path(folder))).to(device)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     config = model.config
     attention = attention_cost(config.hidden_size, config.intermediate_size)
