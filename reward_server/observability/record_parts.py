@@ -41,6 +41,7 @@ class RecordParts:
         self._part_s = part_s
         self._max_bytes = max_bytes
         self._schema = part_schema()
+        table_of([], self._schema)  # with its first array pyarrow imports pandas: not while calls wait
         self._groups: list[GroupColumns] = []  # of the open part
         self.written = 0
         self._began = 0.0
