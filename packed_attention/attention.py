@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -181,6 +182,14 @@ def _known(
     return {"dropout": dropout, "scaling": scaling, "sliding_window": sliding_window}
 
 
+def _takes_groups(device: torch.device) -> bool:
+    """Whether the kernels that SDPA has take several heads of queries for one of keys.
+
+    Those of a CPU do so since torch 2.9 (pull request 157893; 2.10 to be safe), CUDA's memory-efficient one does not.
+    """
+    return device.type == "cpu" and Version(torch.__version__) >= Version("2.10")
+
+
 def attend_by_segment(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -197,7 +206,7 @@ def attend_by_segment(
     """
     check_window(sliding_window, causal)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and query.device.type != "cpu":  # CUDA has a memory-efficient kernel, which takes no groups of heads
+    if groups > 1 and not _takes_groups(query.device):
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     together = causal and sliding_window is None and can_attend(query, value, dropout)
     tokens = [sum(segments.lengths[one] for one in run.members) for run in segments.runs]

@@ -4,8 +4,8 @@ Two attentions over different keys make one over all of them, if each is weighed
 ("Ring Attention", arXiv:2310.01889; "Hydragen", arXiv:2402.05099). So no completion needs a copy of its prompt's keys,
 nor a mask. The backward of a part is the kernel's, given the output and the sum of exponentials of the whole.
 
-Owns these two formulas. Leans on torch's CPU kernel and its backward (torch 2.8 to 2.13), which are SDPA's for float32;
-says whether it can.
+Owns these two formulas. Leans on torch's CPU kernel and its backward (tried with torch 2.13), which are SDPA's for
+float32; says whether it can.
 
 Legend: H heads, T tokens of the completions, P tokens of the prompt, D head size.
 """

@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from grpo_plugin.batching.packing import PackingIndex, to_device
 from grpo_plugin.batching.plan import Rows
+from packed_attention import attention
 from packed_attention.attention import attend_by_segment, register
 from packed_attention.segments import Segments
 from packed_attention.varlen import VarlenKernel, select_keys
@@ -88,6 +89,24 @@ def test_every_torch_with_a_kernel_packs(
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
     gradients = [torch.autograd.grad((output * weights).sum(), inputs) for output in (found, expected)]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["alike", "grouped", "one key head"])
+@pytest.mark.parametrize("torch_version", ["2.9", "2.10"])
+def test_completions_that_look_at_their_prompt_together_see_what_each_of_them_sees(
+    heads: tuple[int, int], torch_version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = segments_of([(9, 12), (9, 3), (9, 7)], [(5, 8)], [(40, 1), (40, 90)])
+    inputs = tensors(segments, *heads, 8, 8)
+
+    def attended() -> tuple[torch.Tensor, ...]:
+        output = attend_by_segment(*inputs, segments, scaling=0.3)
+        return output, *torch.autograd.grad(output.square().sum(), inputs)
+
+    monkeypatch.setattr(torch, "__version__", torch_version)
+    together = attended()
+    monkeypatch.setattr(attention, "can_attend", lambda *_: False)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together, attended(), strict=True))
 
 
 @pytest.mark.parametrize("version", SIGNATURES)
