@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+ROOT = str(Path(__file__).parents[2])
 
 
 def is_alive(pid: int) -> bool:
@@ -53,3 +58,14 @@ def _state(pid: int) -> str | None:
 def _parent(pid: int) -> int:
     fields = _fields(pid)
     return int(fields[1]) if fields else 0
+
+
+def run_forking(code: str, *arguments: str) -> None:
+    """Runs a program that forks, and fails if it does.
+
+    It has its own process: in one of many tests, whose clients and servers have threads too, gRPC may not survive it.
+    """
+    command = [sys.executable, "-c", code, *arguments]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr

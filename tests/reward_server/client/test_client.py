@@ -28,6 +28,7 @@ from reward_server.v1 import reward_pb2 as pb
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
 from tests.support.builders import make_group
 from tests.support.peers import Peer, peer, scores_for
+from tests.support.processes import run_forking
 from tests.support.servers import function
 
 Serve = Callable[..., Any]
@@ -63,21 +64,25 @@ def test_many_threads_share_a_client(serve: Serve) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("used_before", [False, True])
-def test_a_client_made_before_a_fork_works_in_the_child_and_in_the_parent(serve: Serve, used_before: bool) -> None:
-    client = RewardClient(serve(function("even_length")).endpoint, timeout_s=20)
-    if used_before:
-        client.score(make_group(["ab"]))
-    child = os.fork()
-    if child == 0:
-        try:
-            value = client.score(make_group(["ab"])).scorers[0].scores[0].value
-            os._exit(0 if value == 1.0 else 1)
-        except BaseException:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert client.score(make_group(["abc"])).scorers[0].scores[0].value == 0.0
-    client.close()
+FORKING = """
+import os, sys
+from reward_server.client import RewardClient
+from tests.support.builders import make_group
+
+client = RewardClient(sys.argv[1], timeout_s=20)
+if sys.argv[2] == "used":
+    client.score(make_group(["ab"]))
+if not (child := os.fork()):
+    os._exit(int(10 * client.score(make_group(["ab"])).scorers[0].scores[0].value))
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+assert client.score(make_group(["abc"])).scorers[0].scores[0].value == 0.0
+client.close()
+"""
+
+
+@pytest.mark.parametrize("before", ["used", "not used"])
+def test_a_client_made_before_a_fork_works_in_the_child_and_in_the_parent(serve: Serve, before: str) -> None:
+    run_forking(FORKING, serve(function("even_length")).endpoint, before)
 
 
 def test_a_dead_replica_costs_no_call(serve: Serve) -> None:

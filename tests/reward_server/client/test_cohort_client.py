@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from reward_server.errors import CallError, ConfigError, DeadlineError, InvalidG
 from reward_server.launch import launch_server
 from reward_server.rendezvous import ranked
 from reward_server.types import Completion, Sample, Status
+from tests.support.processes import run_forking
 from tests.support.servers import slow_length
 
 LENGTH = {"type": "length", "name": "short", "max": 3}
@@ -121,10 +121,22 @@ def test_a_call_ends_with_its_deadline_or_when_it_is_cancelled(serve: Callable[.
             waiting.result(timeout=10)
 
 
+FORKING = """
+import os, sys
+from reward_server.client import CohortClient
+from reward_server.types import Completion, Sample
+
+def scored(text):
+    return client.score(Sample("p", Completion(text))).scores.rewards()
+
+with CohortClient(sys.argv[1], timeout_s=20) as client:
+    assert scored("a") == [1.0]
+    if not (child := os.fork()):
+        os._exit(int(10 * scored("ab")[0]))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+    assert scored("a") == [1.0]
+"""
+
+
 def test_a_forked_child_has_connections_of_its_own(endpoint: str) -> None:
-    with CohortClient(endpoint, timeout_s=20) as client:
-        assert client.score(alone()).scores.rewards() == [1.0]
-        if not (child := os.fork()):
-            os._exit(int(10 * (client.score(alone("ab")).scores.rewards()[0] or 0)))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
-        assert client.score(alone()).scores.rewards() == [1.0]
+    run_forking(FORKING, endpoint)

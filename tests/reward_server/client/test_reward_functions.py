@@ -21,6 +21,7 @@ import pytest
 from reward_server.client import remote_rewards
 from reward_server.errors import ConfigError, InvalidGroupError
 from reward_server.launch import ServerProcess, launch_server
+from tests.support.processes import run_forking
 from tests.support.rollouts import scored_by_trl
 from tests.support.servers import SCORING, function
 
@@ -151,18 +152,22 @@ def test_a_function_that_asks_again_for_the_same_list_has_it_scored_again(
     assert seen.read_text().count('"again"') == 2
 
 
-def test_a_function_that_was_used_before_a_fork_works_on_both_sides(rewards: Callable[..., list[Any]]) -> None:
-    rank, unlucky, _ = rewards(timeout_s=20)
-    rows = {"prompts": ["p", "p"], "completions": ["aa", "b"]}
-    assert rank(**rows) == [1.0, 0.0]
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if unlucky(**rows) == [1.0, 1.0] else 1)
-        except BaseException:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert unlucky(**rows) == [1.0, 1.0]
+FORKING = """
+import os, sys
+from reward_server.client import remote_rewards
+
+rank, unlucky, _ = remote_rewards(sys.argv[1], group_per_call=True, sync=True, timeout_s=20)
+rows = {"prompts": ["p", "p"], "completions": ["aa", "b"]}
+assert rank(**rows) == [1.0, 0.0]
+if not (child := os.fork()):
+    os._exit(10 if unlucky(**rows) == [1.0, 1.0] else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+assert unlucky(**rows) == [1.0, 1.0]
+"""
+
+
+def test_a_function_that_was_used_before_a_fork_works_on_both_sides(server: ServerProcess) -> None:
+    run_forking(FORKING, server.endpoint)
 
 
 def test_a_pickled_function_connects_where_it_is_used(rewards: Callable[..., list[Any]]) -> None:
