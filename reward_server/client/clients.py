@@ -69,12 +69,20 @@ class RewardClient(BaseClient):
             if handshake_failure(str(error)) is not None:  # waiting would not help
                 raise
             reason = error
-        try:
-            ready = grpc.channel_ready_future(self._session().channel)
-            ready.result(timeout=max(0.0, deadline - time.monotonic()))
-        except grpc.FutureTimeoutError:
-            raise errors.UnavailableError(f"waited {timeout_s:g} s: {reason}{self.hint(str(reason))}") from reason
+        while not self._is_ready(min(_ONE_CONNECTION_S, max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                raise errors.UnavailableError(f"waited {timeout_s:g} s: {reason}{self.hint(str(reason))}") from reason
+            if self._limits is None:  # nothing was answered yet, so that no call is cut
+                self.close()  # a proxy that has started anew may keep an old connection that leads nowhere
         return self._info_of_an_application(deadline)
+
+    def _is_ready(self, timeout_s: float) -> bool:
+        """Whether there is a connection to a server that is well; waits for one."""
+        try:
+            grpc.channel_ready_future(self._session().channel).result(timeout=timeout_s)
+        except grpc.FutureTimeoutError:
+            return False
+        return True
 
     def _info_of_an_application(self, deadline: float) -> ServerInfo:
         """The server's info. Asks again where a proxy answers and the application behind it is still starting.
@@ -164,6 +172,7 @@ class RewardClient(BaseClient):
 _CANCELLED = grpc.StatusCode.CANCELLED
 _ASK_AGAIN_S = 0.5
 _ONE_ASK_S = 10.0
+_ONE_CONNECTION_S = 15.0
 
 
 class _Session:

@@ -32,12 +32,13 @@ class Peer(pb_grpc.RewardServiceServicer):
 
 
 @contextmanager
-def peer(answer: Any = None, wire_version: int = 1) -> Iterator[tuple[str, Peer]]:
-    """A peer that listens, and its endpoint."""
+def peer(answer: Any = None, *handlers: Any, wire_version: int = 1) -> Iterator[tuple[str, Peer]]:
+    """A peer that listens, and its endpoint. `handlers` are gRPC's generic ones, of other services."""
     server = grpc.server(futures.ThreadPoolExecutor(4))
     port = server.add_insecure_port("127.0.0.1:0")
     servicer = Peer(answer, wire_version)
     pb_grpc.add_RewardServiceServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers(handlers)
     server.start()
     yield f"127.0.0.1:{port}", servicer
     server.stop(None).wait(5)
