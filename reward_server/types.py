@@ -239,10 +239,14 @@ class ScorerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a server: the longest request in bytes, and the most completions in a group."""
+    """The limits of a server: the longest group in bytes, the most completions in a group and groups in a call.
+
+    `max_groups` is 0 for a server that takes one group a call.
+    """
 
     max_group_bytes: int
     max_completions: int
+    max_groups: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -329,6 +329,7 @@ def encode_info(info: ServerInfo) -> pb.GetServerInfoResponse:
 
 def decode_info(response: pb.GetServerInfoResponse) -> ServerInfo:
     """A response as a server's info."""
+    limits = response.limits
     return ServerInfo(
         wire_version=response.wire_version,
         server_version=response.server_version,
@@ -345,5 +346,5 @@ def decode_info(response: pb.GetServerInfoResponse) -> ServerInfo:
             )
             for scorer in response.scorers
         ),
-        limits=Limits(response.limits.max_group_bytes, response.limits.max_completions),
+        limits=Limits(limits.max_group_bytes, limits.max_completions, limits.max_groups),
     )

@@ -41,7 +41,7 @@ class _AbortedError(Exception):
 
 
 class _Context:
-    """`service.CallContext` over Ray's, which knows neither abort, callbacks nor deadlines."""
+    """`contexts.CallContext` over Ray's, which knows neither abort, callbacks nor deadlines."""
 
     def __init__(self, context: RayServegRPCContext):
         self._context = context

@@ -36,6 +36,7 @@ from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
 from reward_server.serving.served_scorer import ServedScorer, executor_for
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ServerInfo
+from reward_server.wire_groups import MAX_GROUPS
 
 log = logging.getLogger("reward_server")
 
@@ -53,7 +54,7 @@ class ScorerSet:
         self._config = config
         self._keep = keep
         self._elsewhere = elsewhere
-        self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
+        self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions, MAX_GROUPS)
         self._scorers = [build(options) for options in config.scorers]
         here = list(_with_parts(self._scorers)) if elsewhere is None else []
         in_workers = [scorer.options for scorer in here if scorer.place is ExecutorKind.WORKER]

@@ -4,7 +4,8 @@ Owns what happens between the bytes of a request and the bytes of its response. 
 (`scorer_set`), nor of ports, signals and health (`server`).
 
 A group that arrives again while it is being scored, as the retry of a call that still runs does, is scored once: see
-`single_flight`. A group whose completions are sent one by one is gathered first: see `samples`.
+`single_flight`. A group whose completions are sent one by one is gathered first: see `samples`. Each of several groups
+that one call brings is a call of its own here: see `group_streams`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
@@ -28,7 +29,9 @@ from reward_server.execution.fair_queue import Caller, current_caller
 from reward_server.observability import logs, tracing
 from reward_server.observability.metrics import Metrics
 from reward_server.observability.records import Records
+from reward_server.serving import group_streams
 from reward_server.serving.admission import Admission
+from reward_server.serving.contexts import CallContext, StreamContext
 from reward_server.serving.peers import PEER_METHOD, Peers
 from reward_server.serving.quotas import Quotas
 from reward_server.serving.reload import CurrentScorers
@@ -42,6 +45,9 @@ log = logging.getLogger("reward_server")
 
 SERVICE_NAME = "reward_server.v1.RewardService"
 
+STREAM = "ScoreGroups"
+"""The method whose answers are a stream."""
+
 # The metadata key of a client's own name, one per process. A rank that reconnects keeps it, unlike its address.
 CALLER_KEY = "reward-caller"
 
@@ -51,16 +57,6 @@ _MAX_CALLER = 64
 
 _OK = grpc.StatusCode.OK.name
 _CANCELLED = grpc.StatusCode.CANCELLED.name
-
-
-class CallContext(Protocol):
-    """What a call needs of gRPC's context: `grpc.aio.ServicerContext`, or that of another way to this process."""
-
-    def invocation_metadata(self) -> Any: ...
-    def peer(self) -> str: ...
-    def time_remaining(self) -> float | None: ...
-    def add_done_callback(self, callback: Callable[[Any], None], /) -> None: ...
-    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any, /) -> NoReturn: ...
 
 
 class _Call:
@@ -105,6 +101,7 @@ class RewardService:
         self._records = records
         self._methods = {
             "ScoreGroup": self._score_group,
+            STREAM: self._score_groups,
             "ScoreCompletion": self._score_completion,
             "GetServerInfo": self._get_server_info,
         }
@@ -125,11 +122,15 @@ class RewardService:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(functools.partial(self.call, name)) for name in self._methods
         }
+        handlers[STREAM] = grpc.unary_stream_rpc_method_handler(functools.partial(self.call, STREAM))
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
         server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
     async def call(self, name: str, request: bytes, context: CallContext) -> bytes:
-        """Serves one call of a method, by its name. An error ends in `context.abort`, which raises."""
+        """Serves one call of a method, by its name. An error ends in `context.abort`, which raises.
+
+        The answers of ScoreGroups, whose context is a StreamContext, are written to that.
+        """
         return await self._serve(name, self._methods[name], request, context)
 
     @property
@@ -169,6 +170,11 @@ class RewardService:
         with self._current.held() as scorers:
             _refuse_large(request, scorers)
             return await self._score_once(request, wire.parse_group(request), scorers, call)
+
+    async def _score_groups(self, request: bytes, call: _Call) -> bytes:
+        score = functools.partial(self.call, "ScoreGroup")
+        await group_streams.answer(request, cast(StreamContext, call.context), score)
+        return b""
 
     async def _score_completion(self, request: bytes, call: _Call) -> bytes:
         """Scores one completion with its group, which gathers in this process or in another one of this server."""
@@ -288,7 +294,7 @@ def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
 async def _traced(
     method: Callable[[bytes, _Call], Awaitable[bytes]], request: bytes, call: _Call, metadata: Iterable[tuple[str, Any]]
 ) -> bytes:
-    if not tracing.is_on():
+    if not tracing.is_on() or call.method == STREAM:  # whose groups have a span each
         return await method(request, call)
     with tracing.span("reward.serve", {"method": call.method}, kind="SERVER", parent=metadata) as span:
         try:
