@@ -1,7 +1,7 @@
 """Translates several groups in one message, and their answers: the messages of ScoreGroups.
 
-Owns the fields of these messages. Groups and scores are serialised already, and `wire` translates them; see the twins at
-the end of the .proto. Knows nothing of channels or servers.
+Owns the fields of these messages. Groups and scores are serialised already, and `wire` translates them; see the twins
+at the end of the .proto. Knows nothing of channels or servers.
 """
 
 from __future__ import annotations

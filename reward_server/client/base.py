@@ -18,6 +18,7 @@ import grpc
 from reward_server import errors, wire
 from reward_server.client.credentials import Bearer, ClientTLS, check_target, handshake_failure
 from reward_server.client.proxies import code_of
+from reward_server.client.replicas import Replicas
 from reward_server.client.retries import HedgeAfter, check_hedge
 from reward_server.client.targets import Endpoint, channel_options, proxy_of, target_of
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
@@ -77,6 +78,10 @@ class BaseClient:
         """The metadata of a call: the token, and the caller's name, by which a busy server is fair between ranks."""
         own = (*(self._bearer.metadata() or ()), (_CALLER_KEY, f"{self._name}-{os.getpid()}"))
         return (*own, *self._metadata)
+
+    def replicas(self) -> Replicas:
+        """The replicas behind the endpoint, which are resolved at the first use."""
+        return Replicas(self._target, self._tls)
 
     def encode(self, group: Group) -> pb.ScoreGroupRequest:
         """A group as a request. Raises InvalidGroupError, and GroupTooLargeError beyond the server's known limit."""

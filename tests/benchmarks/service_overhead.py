@@ -63,7 +63,15 @@ async def serve_echo(address: str) -> None:
 
     class Echo(pb_grpc.RewardServiceServicer):
         async def ScoreGroup(self, request: pb.ScoreGroupRequest, context: Any) -> pb.ScoreGroupResponse:
+            answer.group_id = request.group_id
             return answer
+
+        async def ScoreGroups(self, request: pb.ScoreGroupsRequest, context: Any) -> Any:
+            answers = pb.ScoreGroupsResponse()
+            for index, call in enumerate(request.calls):
+                answer.group_id = call.group.group_id
+                answers.answers.add(index=index, scores=answer)
+            yield answers
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     pb_grpc.add_RewardServiceServicer_to_server(Echo(), server)
@@ -138,10 +146,10 @@ def grpc_call(endpoint: str, stack: list[grpc.aio.Channel]) -> Call:
     return call
 
 
-def http_call(endpoint: str) -> Call:
+def http_call(endpoint: str, group: Group = GROUP) -> Call:
     """HTTP/1.1 with a kept connection a slot: what a careful client would do, without a client library's own time."""
     host, _, port = endpoint.partition(":")
-    body = {"prompt": GROUP.prompt, "completions": GROUP.contents(), "run_id": "bench", "group_id": "g"}
+    body = {"prompt": group.prompt, "completions": group.contents(), "run_id": "bench", "group_id": "g"}
     lines: dict[int, tuple[asyncio.StreamReader, asyncio.StreamWriter]] = {}
 
     async def call(slot: int) -> None:
@@ -157,7 +165,7 @@ def http_call(endpoint: str) -> Call:
         assert header.startswith(b"http/1.1 200"), header
         length = int(header.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         answer = json.loads(await reader.readexactly(length))
-        assert len(answer["scorers"][0]["scores"]) == len(GROUP)
+        assert len(answer["scorers"][0]["scores"]) == len(group)
 
     return call
 
