@@ -199,6 +199,15 @@ class GroupScores:
     queued_s: float = 0.0
     compute_s: float = 0.0
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether a score was due and there is none."""
+        for scorer in self.scorers:  # plain loops: each group pays for them
+            for score in scorer.scores:
+                if score.value is None and score.status.is_failure:
+                    return True
+        return False
+
     def rewards(self) -> list[float | None]:
         """The weighted sum of scores of each completion, G long; None if a score failed or no scorer applies."""
         return [_weighted_sum(self.scorers, index) for index in range(len(self.scorers[0].scores))]

@@ -29,6 +29,7 @@ from reward_server.execution.results import (
     timeout_failure,
     validated,
 )
+from reward_server.execution.tasks import Begun
 from reward_server.execution.thread_pool import LimitedThreads
 from reward_server.execution.threads import in_thread
 from reward_server.execution.worker_pool import WorkerPool
@@ -85,8 +86,11 @@ class LoopExecutor:
         try:
             answer: Any = self._scorer.score(group)
             if inspect.isawaitable(answer):
-                async with asyncio.timeout(self._timeout_s) as limit:
-                    answer = await answer
+                begun = Begun(answer)
+                if begun.waits:
+                    async with asyncio.timeout(self._timeout_s) as limit:
+                        await begun
+                answer = begun.result
             return TimedResult(validated(answer, len(group)), queued_s, time.perf_counter() - began)
         except (Exception, SystemExit) as error:
             if isinstance(error, TimeoutError) and limit is not None and limit.expired():

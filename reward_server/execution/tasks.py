@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -33,3 +34,37 @@ async def all_of(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+class Begun(Generic[T]):
+    """An awaitable that has run up to where it first waits. Many scores are there by then, and need no time limit.
+
+    begun = Begun(answer)
+    if begun.waits:
+        async with asyncio.timeout(timeout_s):
+            await begun
+    begun.result
+    """
+
+    def __init__(self, awaitable: Awaitable[T]):
+        """Runs the first step, and raises what it raises."""
+        self.result: T
+        self._steps = awaitable.__await__()
+        self.waits = True
+        self._step(lambda: self._steps.send(None))
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        while self.waits:
+            try:
+                sent = yield self._waited_for
+            except BaseException as error:
+                self._step(functools.partial(self._steps.throw, error))
+            else:
+                self._step(functools.partial(self._steps.send, sent))
+        return self.result
+
+    def _step(self, run: Callable[[], Any]) -> None:
+        try:
+            self._waited_for = run()
+        except StopIteration as end:
+            self.waits, self.result = False, end.value

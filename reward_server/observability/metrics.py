@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter as Count
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ T = TypeVar("T")
 
 # From a function on the event loop (a tenth of a millisecond) to a judge that takes minutes.
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+# How old levels and followed sources may be in a folder that processes share. A page asks for fresh ones.
+_REFRESH_S = 0.1
 
 # Batchers and caches count in plain attributes and know nothing of metrics: attribute -> counter and its help text.
 # A counter whose attribute a source does not have is not counted for it.
@@ -82,6 +86,7 @@ class Metrics:
         if not _is_shared():
             prometheus_client.ProcessCollector(registry=self._registry)
         make = _Maker(self._registry)
+        self._levels = make.levels
         self._created = make.counter("calls_created", "Calls that have started.", "method")
         self._finished = make.counter(
             "calls_finished",
@@ -89,17 +94,17 @@ class Metrics:
             "method",
             "code",
         )
-        self._in_flight = make.gauge("calls_in_flight", "Calls that have started and not ended.")
+        self._in_flight = make.level("calls_in_flight", "Calls that have started and not ended.").of()
         self._call_s = make.histogram("call_seconds", "Seconds from a call's request to its response.", "method")
         self._sheds = make.counter("sheds", "Calls that were pushed back: full, share, quota or cohorts.", "reason")
-        self._queued_groups = make.gauge("queued_groups", "Groups in the server, waiting or being scored.")
-        self._queued_completions = make.gauge("queued_completions", "Their completions.")
-        self._queued_bytes = make.gauge("queued_bytes", "The bytes of their requests.")
-        self._cohorts = make.gauge("cohorts", "Groups whose completions come one by one, until they are scored.")
+        self._queued_groups = make.level("queued_groups", "Groups in the server, waiting or being scored.").of()
+        self._queued_completions = make.level("queued_completions", "Their completions.").of()
+        self._queued_bytes = make.level("queued_bytes", "The bytes of their requests.").of()
+        self._cohorts = make.level("cohorts", "Groups whose completions come one by one, until they are scored.").of()
         self._cohorts_finished = make.counter(
             "cohorts_finished", "Such groups that ended: complete, incomplete, timeout or dropped.", "outcome"
         )
-        self._scorer_groups = make.gauge("scorer_groups", "Groups that wait for this scorer or are in it.", "scorer")
+        self._scorer_groups = make.level("scorer_groups", "Groups that wait for this scorer or are in it.", "scorer")
         self._wait_s = make.histogram("scorer_wait_seconds", "Seconds that a group waited for a scorer.", "scorer")
         self._compute_s = make.histogram("scorer_compute_seconds", "Seconds that a scorer took for a group.", "scorer")
         self._scores = make.counter("scores", "Completions by scorer and status.", "scorer", "status")
@@ -112,18 +117,20 @@ class Metrics:
         self._sources: Callable[[], Iterable[Source]] = tuple
         self._seen: dict[tuple[str, str], tuple[object, dict[str, float]]] = {}
         self._refreshing = threading.Lock()
+        self._refreshed_at = 0.0
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def call_began(self, method: str) -> None:
         self._created.of(method).inc()
-        self._in_flight.of().inc()
+        self._in_flight.inc()
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         self._finished.of(method, code).inc()
-        self._in_flight.of().dec()
+        self._in_flight.dec()
         self._call_s.of(method).observe(seconds)
-        self.refresh()
+        if time.monotonic() - self._refreshed_at > _REFRESH_S:
+            self.refresh()
 
     def shed(self, reason: str) -> None:
         """Counts a call that was pushed back."""
@@ -131,14 +138,14 @@ class Metrics:
 
     def queued(self, groups: int, completions: int, request_bytes: int) -> None:
         """Adds to the gauges of the queue; the numbers are negative when groups leave it."""
-        self._queued_groups.of().inc(groups)
-        self._queued_completions.of().inc(completions)
-        self._queued_bytes.of().inc(request_bytes)
+        self._queued_groups.inc(groups)
+        self._queued_completions.inc(completions)
+        self._queued_bytes.inc(request_bytes)
 
     def gathering(self, groups: int, outcome: str = "") -> None:
         """Adds to the gauge of groups that are gathered; one that leaves ended as complete, incomplete, timeout or
         dropped."""
-        self._cohorts.of().inc(groups)
+        self._cohorts.inc(groups)
         if outcome:
             self._cohorts_finished.of(outcome).inc()
 
@@ -162,8 +169,11 @@ class Metrics:
         self._sources = sources
 
     def refresh(self) -> None:
-        """Adds what the followed sources have counted since the last time."""
+        """Writes the levels, and adds what the followed sources have counted since the last time."""
         with self._refreshing:  # a page is rendered in a thread of its own
+            self._refreshed_at = time.monotonic()
+            for level in self._levels:
+                level.write()
             for kind, scorer, source in self._sources():
                 known, seen = self._seen.get((kind, scorer), (None, {}))
                 now = {name: float(getattr(source, name)) for name in FOLLOWED[kind] if hasattr(source, name)}
@@ -202,7 +212,7 @@ class ScorerMetrics:
 
     __slots__ = ("_compute_s", "_ok", "_scores_of", "_wait_s", "groups")
 
-    def __init__(self, groups: Gauge, wait_s: Histogram, compute_s: Histogram, scores_of: Callable[[Status], Counter]):
+    def __init__(self, groups: Level, wait_s: Histogram, compute_s: Histogram, scores_of: Callable[[Status], Counter]):
         self.groups = groups
         """How many groups the scorer has now. The caller increments and decrements it."""
         self._wait_s = wait_s
@@ -222,15 +232,39 @@ class ScorerMetrics:
             self._scores_of(status).inc(count)
 
 
+class Level:
+    """The number of a gauge, which is written when a page is read, since each group changes ten of them."""
+
+    __slots__ = ("_gauge", "_value")
+
+    def __init__(self, gauge: Gauge):
+        self._gauge = gauge
+        self._value = 0
+
+    def inc(self, amount: int = 1) -> None:
+        self._value += amount
+
+    def dec(self) -> None:
+        self._value -= 1
+
+    def write(self) -> None:
+        self._gauge.set(self._value)
+
+
 class _Maker:
     def __init__(self, registry: CollectorRegistry):
+        self.levels: list[Level] = []
         self._common: dict[str, Any] = {"namespace": "reward_server", "registry": registry}
 
     def counter(self, name: str, text: str, *labels: str) -> _Series[Counter]:
         return _Series(Counter(name, text, labels, **self._common))
 
-    def gauge(self, name: str, text: str, *labels: str) -> _Series[Gauge]:
-        return _Series(Gauge(name, text, labels, multiprocess_mode="livesum", **self._common))
+    def level(self, name: str, text: str, *labels: str) -> _Series[Level]:
+        return _Series(Gauge(name, text, labels, multiprocess_mode="livesum", **self._common), self._written_later)
+
+    def _written_later(self, gauge: Gauge) -> Level:
+        self.levels.append(Level(gauge))
+        return self.levels[-1]
 
     def histogram(self, name: str, text: str, *labels: str) -> _Series[Histogram]:
         return _Series(Histogram(name, text, labels, buckets=_SECONDS, **self._common))
@@ -239,12 +273,14 @@ class _Maker:
 class _Series(dict[tuple[str, ...], T]):
     """The series of one metric by their labels. A look-up here takes a tenth of the library's own `labels()`."""
 
-    def __init__(self, metric: Any):
+    def __init__(self, metric: Any, kept: Callable[[Any], Any] = lambda series: series):
+        """`kept` makes of a series of the library what is kept of it."""
         self._metric = metric
+        self._kept = kept
 
     def __missing__(self, labels: tuple[str, ...]) -> T:
-        series = self[labels] = self._metric.labels(*labels) if labels else self._metric
-        return series
+        self[labels] = self._kept(self._metric.labels(*labels) if labels else self._metric)
+        return self[labels]
 
     def of(self, *labels: str) -> T:
         return self[labels]

@@ -217,7 +217,7 @@ class RewardService:
                 scores = await scorers.score(group)
             finally:
                 self._metrics.queued(-1, -len(group), -len(request))
-        if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
+        if not scores.has_failures:
             self._current.example = group
         if self._records is not None:
             named = group if group.group_id else dataclasses.replace(group, group_id=f"unnamed-{uuid.uuid4().hex}")

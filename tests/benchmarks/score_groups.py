@@ -2,12 +2,12 @@
 
     python tests/benchmarks/score_groups.py [--seconds 0.3] [--rounds 7]
 
-A batch of 16 or 64 groups is sent at once, as a rank's groups of a step are, and the next one when all are scored. Every
-server is a process of its own with the same job: our server with a trivial async scorer, a bare grpc.aio server, and a
-FastAPI/uvicorn route. They take turns in short rounds, so that a busy machine slows all of them. The first rows are raw
-stubs without a client of ours: unary calls, ScoreGroups calls of 16 and of 64 groups. "RewardClient" is ours, by `submit`
-and by `submit_all`. "µs a group" is wall time, the median over rounds; "server" and "client" are the processor time of
-the two processes; "unary ÷" is the unary row's time over this row's, of the same round and server.
+A batch of 16 or 64 groups is sent at once, as a rank's groups of a step are, and the next one when all are scored.
+Every server is a process of its own with the same job: our server with a trivial async scorer, a bare grpc.aio server,
+and a FastAPI/uvicorn route. They take turns in short rounds, so that a busy machine slows all of them. The first rows of
+a server are raw stubs: unary calls, and ScoreGroups calls of 16 and of 64 groups. "RewardClient" is our client, by
+`submit` and by `submit_all`. "µs a group" is wall time, the median over rounds; "server" and "client" are processor time
+of the two processes; "unary ÷" is the time of unary calls of the same round, server and client over this row's.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def report(title: str, ways: list[Way], turns: dict[str, list[Turn]]) -> None:
     for way in ways:
         own = turns[way.name]
         wall, server, client = (
-            1e6 * statistics.median(value) for value in zip(*((t.wall_s, t.server_s, t.client_s) for t in own), strict=True)
+            1e6 * statistics.median(value)
+            for value in zip(*((t.wall_s, t.server_s, t.client_s) for t in own), strict=True)
         )
         faster = statistics.median(u.wall_s / t.wall_s for u, t in zip(turns[way.unary], own, strict=True))
         print(f"{way.name:38}{wall:12.0f}{server:11.0f}{client:11.0f}{faster:10.2f}")
