@@ -37,6 +37,8 @@ from reward_server.v1 import reward_pb2 as pb
 
 RequestT = TypeVar("RequestT", bound=Message)
 
+_STATUSES: dict[int, Status] = {int(status): status for status in Status}
+
 # ---------------------------------------------------------------------------------------------------------------- json
 
 
@@ -91,13 +93,14 @@ def _refuse_constant(name: str) -> Any:
 # ------------------------------------------------------------------------------------------------------------- content
 
 
-def _encode_content(content: Content, what: str) -> pb.Content:
+def _encode_content(message: pb.Content, content: Content, what: str) -> None:
     if not isinstance(content, str):
-        return pb.Content(json=dump_json(list(content), what))
+        message.json = dump_json(list(content), what)
+        return
     try:
-        return pb.Content(text=content)
+        message.text = content
     except (UnicodeEncodeError, ValueError):  # a lone surrogate
-        return pb.Content(json=json.dumps(content))
+        message.json = json.dumps(content)
 
 
 def _decode_content(message: pb.Content, what: str) -> Content:
@@ -119,27 +122,29 @@ def _decode_content(message: pb.Content, what: str) -> Content:
 
 def encode_group(group: Group) -> pb.ScoreGroupRequest:
     """A group as a request. Raises InvalidGroupError for a value that JSON cannot hold."""
-    return pb.ScoreGroupRequest(
+    request = pb.ScoreGroupRequest(
         wire_version=WIRE_VERSION,
         run_id=group.run_id,
         step=group.step,
         group_id=group.group_id,
-        prompt=_encode_content(group.prompt, "the prompt"),
-        completions=[_encode_completion(completion, index) for index, completion in enumerate(group.completions)],
         columns_json=dump_columns(group.columns),
         scorers=group.scorers,
     )
+    _encode_content(request.prompt, group.prompt, "the prompt")
+    for index, completion in enumerate(group.completions):
+        _encode_completion(request.completions.add(), completion, index)
+    return request
 
 
-def _encode_completion(completion: Completion, index: int) -> pb.Completion:
-    message = pb.Completion(
-        content=_encode_content(completion.content, f"completion {index}"),
-        token_ids=completion.token_ids,
-        columns_json=dump_columns(completion.columns),
-    )
+def _encode_completion(message: pb.Completion, completion: Completion, index: int) -> None:
+    """Writes in place, which takes half the time of building the message first."""
+    _encode_content(message.content, completion.content, f"completion {index}")
+    if completion.token_ids:
+        message.token_ids.extend(completion.token_ids)
+    if completion.columns:
+        message.columns_json = dump_columns(completion.columns)
     if completion.prompt is not None:
-        message.prompt.CopyFrom(_encode_content(completion.prompt, f"the prompt of completion {index}"))
-    return message
+        _encode_content(message.prompt, completion.prompt, f"the prompt of completion {index}")
 
 
 def parse_group(data: bytes) -> Group:
@@ -201,7 +206,7 @@ def _decode_completion(message: pb.Completion, index: int) -> Completion:
 
 def encode_sample(sample: Sample) -> pb.ScoreCompletionRequest:
     """A sample as a request. Raises InvalidGroupError for a value that JSON cannot hold."""
-    return pb.ScoreCompletionRequest(
+    request = pb.ScoreCompletionRequest(
         wire_version=WIRE_VERSION,
         run_id=sample.run_id,
         step=sample.step,
@@ -209,12 +214,13 @@ def encode_sample(sample: Sample) -> pb.ScoreCompletionRequest:
         index=sample.index,
         sample_id=sample.sample_id,
         of=sample.of,
-        prompt=_encode_content(sample.prompt, "the prompt"),
-        completion=_encode_completion(sample.completion, sample.index),
         scorers=sample.scorers,
         gather_s=sample.gather_s or 0.0,
         score_incomplete=sample.score_incomplete,
     )
+    _encode_content(request.prompt, sample.prompt, "the prompt")
+    _encode_completion(request.completion, sample.completion, sample.index)
+    return request
 
 
 def parse_sample(data: bytes) -> Sample:
@@ -269,16 +275,12 @@ def _encode_scorer_scores(scorer: ScorerScores) -> pb.ScorerScores:
         if score.value is not None:
             encoded.value = score.value
         if score.message:
-            encoded.message = _as_utf8(score.message)
+            encoded.message = score.message.encode("utf-8", "backslashreplace").decode("utf-8")
     if scorer.metrics:
         message.metrics.update(scorer.metrics)
     if scorer.extra:
         message.extra_json = json.dumps(scorer.extra, allow_nan=False)
     return message
-
-
-def _as_utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def decode_scores(response: pb.ScoreGroupResponse) -> GroupScores:
@@ -297,20 +299,21 @@ def _decode_scorer_scores(message: pb.ScorerScores) -> ScorerScores:
         name=message.name,
         version=message.version,
         weight=message.weight,
-        scores=tuple(_decode_score(score) for score in message.scores),
+        scores=tuple([_decode_score(score) for score in message.scores]),
         metrics=dict(message.metrics),
         extra=json.loads(message.extra_json) if message.extra_json else {},
     )
 
 
 def _decode_score(message: pb.Score) -> Score:
-    try:
-        status = Status(message.status)
-    except ValueError:  # a status that only later servers know: it is not a score
+    status = _STATUSES.get(message.status)
+    if status is None:  # one that only later servers know: it is not a score
         return Score(Status.FAILED, message=f"unknown status {message.status}: {message.message}")
-    if status is Status.OK and not message.HasField("value"):
+    if status is not Status.OK:
+        return Score(status, None, message.message)
+    if not message.HasField("value"):
         return Score(Status.INVALID, message="status OK without a value")
-    return Score(status, message.value if status is Status.OK else None, message.message)
+    return Score(status, message.value, message.message)
 
 
 # ---------------------------------------------------------------------------------------------------------------- info
@@ -336,13 +339,8 @@ def decode_info(response: pb.GetServerInfoResponse) -> ServerInfo:
         config_digest=response.config_digest,
         scorers=tuple(
             ScorerInfo(
-                name=scorer.name,
-                kind=scorer.kind,
-                version=scorer.version,
-                weight=scorer.weight,
-                deterministic=scorer.deterministic,
-                group_aware=scorer.group_aware,
-                required_columns=tuple(scorer.required_columns),
+                *(scorer.name, scorer.kind, scorer.version, scorer.weight),
+                *(scorer.deterministic, scorer.group_aware, tuple(scorer.required_columns)),
             )
             for scorer in response.scorers
         ),

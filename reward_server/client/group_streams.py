@@ -35,7 +35,7 @@ SendAlone = Callable[[pb.ScoreGroupRequest, float, Metadata], Any]
 """Sends a group by ScoreGroup, with the metadata of its trace, and returns gRPC's future."""
 
 # Beyond this a stream saves little more for a group, and its groups are spread less well over replicas.
-_MOST_GROUPS = 16
+_MOST_GROUPS = 32
 # Every server and proxy takes messages of this length. Of longer groups, the call itself is a small part of the work.
 _MOST_BYTES = 2 << 20
 # A server that does not have the call may be replaced by one that has it.
