@@ -45,16 +45,21 @@ class ScorerSet:
     """S scorers, each with its executors."""
 
     def __init__(
-        self, config: ServerConfig, keep: bool = True, elsewhere: Callable[[Scorer], ScorerExecutor] | None = None
+        self,
+        config: ServerConfig,
+        keep: bool = True,
+        elsewhere: Callable[[Scorer], ScorerExecutor] | None = None,
+        max_groups: int = MAX_GROUPS,
     ):
         """With `keep` false nothing outlives a group: there is no cache, and composites do not save statistics.
 
         With `elsewhere` no scorer is loaded in this process: it gives the executor that reaches a scorer where it runs.
+        `max_groups` is what callers are told of the most groups in a call.
         """
         self._config = config
         self._keep = keep
         self._elsewhere = elsewhere
-        self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions, MAX_GROUPS)
+        self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions, max_groups)
         self._scorers = [build(options) for options in config.scorers]
         here = list(_with_parts(self._scorers)) if elsewhere is None else []
         in_workers = [scorer.options for scorer in here if scorer.place is ExecutorKind.WORKER]

@@ -6,8 +6,8 @@ A batch of 16 or 64 groups is sent at once, as a rank's groups of a step are, an
 Every server is a process of its own with the same job: our server with a trivial async scorer, a bare grpc.aio server,
 and a FastAPI/uvicorn route. They take turns in short rounds, so that a busy machine slows all of them. The first rows
 of a server are raw stubs: unary calls, and ScoreGroups calls of 16 and of 64 groups. "RewardClient" is our client, by
-`submit` and by `submit_all`. "µs a group" is wall time, the median over rounds; "server" and "client" are processor time
-of the two processes; "unary ÷" is the time of unary calls of the same round, server and client over this row's.
+`submit` and by `submit_all`. "µs a group" is wall time, the median over rounds; "server" and "client" are the two
+processes' processor time; "unary ÷" is the time of unary calls of the same round, server and client over this row's.
 """
 
 from __future__ import annotations
