@@ -257,17 +257,20 @@ def decode_sample_scores(response: pb.ScoreCompletionResponse) -> SampleScores:
 
 def encode_scores(scores: GroupScores) -> pb.ScoreGroupResponse:
     """The scores of a group as a response."""
-    return pb.ScoreGroupResponse(
+    response = pb.ScoreGroupResponse(
         group_id=scores.group_id,
-        scorers=[_encode_scorer_scores(scorer) for scorer in scores.scorers],
         config_digest=scores.config_digest,
         queued_s=scores.queued_s,
         compute_s=scores.compute_s,
     )
+    for scorer in scores.scorers:
+        _encode_scorer_scores(
+            response.scorers.add(name=scorer.name, version=scorer.version, weight=scorer.weight), scorer
+        )
+    return response
 
 
-def _encode_scorer_scores(scorer: ScorerScores) -> pb.ScorerScores:
-    message = pb.ScorerScores(name=scorer.name, version=scorer.version, weight=scorer.weight)
+def _encode_scorer_scores(message: pb.ScorerScores, scorer: ScorerScores) -> None:
     add = message.scores.add
     for score in scorer.scores:  # in place, which takes half the time of building G messages first
         encoded = add()
@@ -280,7 +283,6 @@ def _encode_scorer_scores(scorer: ScorerScores) -> pb.ScorerScores:
         message.metrics.update(scorer.metrics)
     if scorer.extra:
         message.extra_json = json.dumps(scorer.extra, allow_nan=False)
-    return message
 
 
 def decode_scores(response: pb.ScoreGroupResponse) -> GroupScores:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -50,21 +49,22 @@ class Begun(Generic[T]):
         """Runs the first step, and raises what it raises."""
         self.result: T
         self._steps = awaitable.__await__()
-        self.waits = True
-        self._step(lambda: self._steps.send(None))
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        while self.waits:
-            try:
-                sent = yield self._waited_for
-            except BaseException as error:
-                self._step(functools.partial(self._steps.throw, error))
-            else:
-                self._step(functools.partial(self._steps.send, sent))
-        return self.result
-
-    def _step(self, run: Callable[[], Any]) -> None:
         try:
-            self._waited_for = run()
+            self._waited_for = self._steps.send(None)
+            self.waits = True
         except StopIteration as end:
             self.waits, self.result = False, end.value
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        waited_for = self._waited_for
+        try:
+            while True:
+                try:
+                    sent = yield waited_for
+                except BaseException as error:
+                    waited_for = self._steps.throw(error)
+                else:
+                    waited_for = self._steps.send(sent)
+        except StopIteration as end:
+            self.result = end.value
+            return self.result

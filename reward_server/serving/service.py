@@ -131,7 +131,13 @@ class RewardService:
 
         The answers of ScoreGroups, whose context is a StreamContext, are written to that.
         """
-        return await self._serve(name, self._methods[name], request, context)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await self._serve(name, request, context)
+        finally:
+            self._tasks.discard(task)
 
     @property
     def calls(self) -> int:
@@ -172,7 +178,7 @@ class RewardService:
             return await self._score_once(request, wire.parse_group(request), scorers, call)
 
     async def _score_groups(self, request: bytes, call: _Call) -> bytes:
-        score = functools.partial(self.call, "ScoreGroup")
+        score = functools.partial(self._serve, "ScoreGroup")  # in tasks that end with that of this call
         await group_streams.answer(request, cast(StreamContext, call.context), score)
         return b""
 
@@ -226,25 +232,16 @@ class RewardService:
 
     # ----------------------------------------------------------------------------------------------- how a call ends
 
-    async def _serve(
-        self,
-        name: str,
-        method: Callable[[bytes, _Call], Awaitable[bytes]],
-        request: bytes,
-        context: CallContext,
-    ) -> bytes:
+    async def _serve(self, name: str, request: bytes, context: CallContext) -> bytes:
         """Counts a call and serves it. An error gets its code; one that is not ours is logged and not told in full."""
         metadata = context.invocation_metadata() or ()
         call = self._begin(name, context, metadata)
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         trailers: tuple[tuple[str, str], ...] = ()
         try:
             call.token_name = self._security.authenticate(metadata)
             if self._draining:
                 raise UnavailableError("the server is draining: it takes no new calls")
-            answer = await _traced(method, request, call, metadata)
+            answer = await _traced(self._methods[name], request, call, metadata)
             call.code = _OK
             return answer
         except RewardServerError as error:
@@ -258,8 +255,6 @@ class RewardService:
         except Exception:
             log.exception("a call failed because of an internal error")
             code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
-        finally:
-            self._tasks.discard(task)
         call.code = code.name
         return await _abort(context, code, details, trailers)
 
