@@ -59,7 +59,6 @@ class CallContext(Protocol):
     def invocation_metadata(self) -> Any: ...
     def peer(self) -> str: ...
     def time_remaining(self) -> float | None: ...
-    def add_done_callback(self, callback: Callable[[Any], None], /) -> None: ...
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any, /) -> NoReturn: ...
 
 
@@ -126,11 +125,39 @@ class RewardService:
             name: grpc.unary_unary_rpc_method_handler(functools.partial(self.call, name)) for name in self._methods
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-        server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
     async def call(self, name: str, request: bytes, context: CallContext) -> bytes:
-        """Serves one call of a method, by its name. An error ends in `context.abort`, which raises."""
-        return await self._serve(name, self._methods[name], request, context)
+        """Serves one call of a method, by its name, in a task of its own. The call ends with the task.
+
+        An error gets its code and ends in `context.abort`, which raises; one that is not ours is logged, and its caller
+        is not told more than that.
+        """
+        metadata = context.invocation_metadata() or ()
+        call, task = self._begin(name, context, metadata)
+        trailers: tuple[tuple[str, str], ...] = ()
+        try:
+            call.token_name = self._security.authenticate(metadata)
+            if self._draining:
+                raise UnavailableError("the server is draining: it takes no new calls")
+            method = self._methods[name]
+            answer = await (_traced(method, request, call, metadata) if tracing.is_on() else method(request, call))
+            call.code = _OK
+            return answer
+        except RewardServerError as error:
+            code, details, trailers = code_of(error), str(error), _trailers(error)
+            if isinstance(error, OverloadedError) and error.reason:
+                self._metrics.shed(error.reason)
+        except asyncio.CancelledError:
+            if not self._cut:
+                raise
+            code, details = code_of(UnavailableError()), "the server stopped before this group was scored"
+        except Exception:
+            log.exception("a call failed because of an internal error")
+            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
+        finally:
+            self._tasks.discard(task)
+        call.code = code.name
+        return await _abort(context, code, details, trailers)
 
     @property
     def calls(self) -> int:
@@ -220,50 +247,19 @@ class RewardService:
 
     # ----------------------------------------------------------------------------------------------- how a call ends
 
-    async def _serve(
-        self,
-        name: str,
-        method: Callable[[bytes, _Call], Awaitable[bytes]],
-        request: bytes,
-        context: CallContext,
-    ) -> bytes:
-        """Counts a call and serves it. An error gets its code; one that is not ours is logged and not told in full."""
-        metadata = context.invocation_metadata() or ()
-        call = self._begin(name, context, metadata)
-        task = asyncio.current_task()
+    def _begin(
+        self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]
+    ) -> tuple[_Call, asyncio.Task[Any]]:
+        call, task = _Call(method, _caller_of(context, metadata), context), asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        trailers: tuple[tuple[str, str], ...] = ()
-        try:
-            call.token_name = self._security.authenticate(metadata)
-            if self._draining:
-                raise UnavailableError("the server is draining: it takes no new calls")
-            answer = await _traced(method, request, call, metadata)
-            call.code = _OK
-            return answer
-        except RewardServerError as error:
-            code, details, trailers = code_of(error), str(error), _trailers(error)
-            if isinstance(error, OverloadedError) and error.reason:
-                self._metrics.shed(error.reason)
-        except asyncio.CancelledError:
-            if not self._cut:
-                raise
-            code, details = code_of(UnavailableError()), "the server stopped before this group was scored"
-        except Exception:
-            log.exception("a call failed because of an internal error")
-            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
-        finally:
-            self._tasks.discard(task)
-        call.code = code.name
-        return await _abort(context, code, details, trailers)
-
-    def _begin(self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]) -> _Call:
-        call = _Call(method, _caller_of(context, metadata), context)
         self._calls += 1
         self._idle.clear()
         self._metrics.call_began(method)
-        context.add_done_callback(functools.partial(self._call_ended, call))
-        return call
+        # Not by the context's own callbacks: those refer to their context, so that each call would be left to the
+        # garbage collector.
+        task.add_done_callback(functools.partial(self._call_ended, call))
+        return call, task
 
     def _call_ended(self, call: _Call, _: object) -> None:
         seconds = time.perf_counter() - call.began
@@ -288,8 +284,6 @@ def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
 async def _traced(
     method: Callable[[bytes, _Call], Awaitable[bytes]], request: bytes, call: _Call, metadata: Iterable[tuple[str, Any]]
 ) -> bytes:
-    if not tracing.is_on():
-        return await method(request, call)
     with tracing.span("reward.serve", {"method": call.method}, kind="SERVER", parent=metadata) as span:
         try:
             return await method(request, call)
