@@ -15,7 +15,7 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol
 
 import grpc
@@ -36,7 +36,7 @@ from reward_server.serving.samples import Samples, parsed
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.security import Security
 from reward_server.serving.single_flight import SingleFlight
-from reward_server.types import Group, Sample
+from reward_server.types import Group, Sample, Score, all_ok
 
 log = logging.getLogger("reward_server")
 
@@ -238,7 +238,7 @@ class RewardService:
                 scores = await scorers.score(group)
             finally:
                 self._metrics.queued(-1, -len(group), -len(request))
-        if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
+        if not any(_has_failure(scorer.scores) for scorer in scores.scorers):
             self._current.example = group
         if self._records is not None:
             named = group if group.group_id else dataclasses.replace(group, group_id=f"unnamed-{uuid.uuid4().hex}")
@@ -271,6 +271,10 @@ class RewardService:
         self._calls -= 1
         if not self._calls:
             self._idle.set()
+
+
+def _has_failure(scores: Sequence[Score]) -> bool:
+    return not all_ok(scores) and any(score.status.is_failure for score in scores)
 
 
 def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
