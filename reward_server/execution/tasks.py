@@ -1,10 +1,15 @@
-"""Structured waiting: several coroutines side by side, or one until an event. Their tasks never outlive the caller."""
+"""Structured waiting: several coroutines side by side, or one until an event or for a time.
+
+Owns their tasks and timers, which never outlive the caller. Knows nothing of what is waited for.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import types
 from collections.abc import Awaitable, Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -23,6 +28,45 @@ async def until(event: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | 
         await asyncio.wait({work, cut})
 
 
+class OverdueError(Exception):
+    """What was waited for was not done in time, and is cancelled."""
+
+
+async def within(timeout_s: float, awaitable: Awaitable[T]) -> T:
+    """Its result, or OverdueError after so many seconds.
+
+    A coroutine that never waits is done at its first step and needs no timer, which would cost more than that step.
+    """
+    if inspect.iscoroutine(awaitable):
+        try:
+            awaitable = _rest(awaitable, awaitable.send(None))
+        except StopIteration as done:
+            return done.value
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            return await awaitable
+    except TimeoutError:
+        if limit.expired():
+            raise OverdueError from None
+        raise
+
+
+@types.coroutine
+def _rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """The rest of a coroutine whose last step has ended at something that it waits for."""
+    while True:
+        try:
+            yield waits_for
+        except BaseException as error:
+            try:
+                waits_for = coroutine.throw(error)
+            except StopIteration as done:
+                return done.value
+        else:
+            return (yield from coroutine)
+
+
 async def all_of(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
     """Runs them side by side and returns their results. The first exception cancels the others and is re-raised."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
@@ -33,38 +77,3 @@ async def all_of(*coroutines: Coroutine[Any, Any, T]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
-
-
-class Begun(Generic[T]):
-    """An awaitable that has run up to where it first waits. Many scores are there by then, and need no time limit.
-
-    begun = Begun(answer)
-    if begun.waits:
-        async with asyncio.timeout(timeout_s):
-            await begun
-    begun.result
-    """
-
-    def __init__(self, awaitable: Awaitable[T]):
-        """Runs the first step, and raises what it raises."""
-        self.result: T
-        self._steps = awaitable.__await__()
-        try:
-            self._waited_for = self._steps.send(None)
-            self.waits = True
-        except StopIteration as end:
-            self.waits, self.result = False, end.value
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        waited_for = self._waited_for
-        try:
-            while True:
-                try:
-                    sent = yield waited_for
-                except BaseException as error:
-                    waited_for = self._steps.throw(error)
-                else:
-                    waited_for = self._steps.send(sent)
-        except StopIteration as end:
-            self.result = end.value
-            return self.result

@@ -20,31 +20,25 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections import Counter as Count
+from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from reward_server.addresses import TCP, parse_address
 from reward_server.config import MetricsConfig
 from reward_server.errors import ConfigError
 from reward_server.execution.results import TimedResult
+from reward_server.observability.series import Count, Level, SeriesMaker, Times
 from reward_server.types import Status
 
 prometheus_client.disable_created_metrics()  # else each counter has a second series with its start time
 
-T = TypeVar("T")
-
 # From a function on the event loop (a tenth of a millisecond) to a judge that takes minutes.
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-
-# How old levels and followed sources may be in a folder that processes share. A page asks for fresh ones.
-_REFRESH_S = 0.1
 
 # Batchers and caches count in plain attributes and know nothing of metrics: attribute -> counter and its help text.
 # A counter whose attribute a source does not have is not counted for it.
@@ -83,10 +77,10 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Refresh(self.refresh))
-        if not _is_shared():
+        self._is_shared = _is_shared()
+        if not self._is_shared:
             prometheus_client.ProcessCollector(registry=self._registry)
-        make = _Maker(self._registry)
-        self._levels = make.levels
+        make = SeriesMaker(self._registry, self._is_shared, _SECONDS)
         self._created = make.counter("calls_created", "Calls that have started.", "method")
         self._finished = make.counter(
             "calls_finished",
@@ -94,17 +88,17 @@ class Metrics:
             "method",
             "code",
         )
-        self._in_flight = make.level("calls_in_flight", "Calls that have started and not ended.").of()
+        self._in_flight = make.gauge("calls_in_flight", "Calls that have started and not ended.").of()
         self._call_s = make.histogram("call_seconds", "Seconds from a call's request to its response.", "method")
         self._sheds = make.counter("sheds", "Calls that were pushed back: full, share, quota or cohorts.", "reason")
-        self._queued_groups = make.level("queued_groups", "Groups in the server, waiting or being scored.").of()
-        self._queued_completions = make.level("queued_completions", "Their completions.").of()
-        self._queued_bytes = make.level("queued_bytes", "The bytes of their requests.").of()
-        self._cohorts = make.level("cohorts", "Groups whose completions come one by one, until they are scored.").of()
+        self._queued_groups = make.gauge("queued_groups", "Groups in the server, waiting or being scored.").of()
+        self._queued_completions = make.gauge("queued_completions", "Their completions.").of()
+        self._queued_bytes = make.gauge("queued_bytes", "The bytes of their requests.").of()
+        self._cohorts = make.gauge("cohorts", "Groups whose completions come one by one, until they are scored.").of()
         self._cohorts_finished = make.counter(
             "cohorts_finished", "Such groups that ended: complete, incomplete, timeout or dropped.", "outcome"
         )
-        self._scorer_groups = make.level("scorer_groups", "Groups that wait for this scorer or are in it.", "scorer")
+        self._scorer_groups = make.gauge("scorer_groups", "Groups that wait for this scorer or are in it.", "scorer")
         self._wait_s = make.histogram("scorer_wait_seconds", "Seconds that a group waited for a scorer.", "scorer")
         self._compute_s = make.histogram("scorer_compute_seconds", "Seconds that a scorer took for a group.", "scorer")
         self._scores = make.counter("scores", "Completions by scorer and status.", "scorer", "status")
@@ -116,8 +110,7 @@ class Metrics:
             self._records.of(outcome)  # 0 from the start, so that an alert on a rate sees the first one
         self._sources: Callable[[], Iterable[Source]] = tuple
         self._seen: dict[tuple[str, str], tuple[object, dict[str, float]]] = {}
-        self._refreshing = threading.Lock()
-        self._refreshed_at = 0.0
+        self._refreshing, self._recording = threading.Lock(), threading.Lock()
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
@@ -129,7 +122,7 @@ class Metrics:
         self._finished.of(method, code).inc()
         self._in_flight.dec()
         self._call_s.of(method).observe(seconds)
-        if time.monotonic() - self._refreshed_at > _REFRESH_S:
+        if self._is_shared:  # a page of another process cannot ask for it
             self.refresh()
 
     def shed(self, reason: str) -> None:
@@ -151,7 +144,8 @@ class Metrics:
 
     def recorded(self, outcome: str, groups: int = 1) -> None:
         """Counts groups for the record file, as written, dropped or failed."""
-        self._records.of(outcome).inc(groups)
+        with self._recording:  # the thread that writes calls this too
+            self._records.of(outcome).inc(groups)
 
     # -------------------------------------------------------------------------------------------------------- scorers
 
@@ -169,11 +163,8 @@ class Metrics:
         self._sources = sources
 
     def refresh(self) -> None:
-        """Writes the levels, and adds what the followed sources have counted since the last time."""
+        """Adds what the followed sources have counted since the last time."""
         with self._refreshing:  # a page is rendered in a thread of its own
-            self._refreshed_at = time.monotonic()
-            for level in self._levels:
-                level.write()
             for kind, scorer, source in self._sources():
                 known, seen = self._seen.get((kind, scorer), (None, {}))
                 now = {name: float(getattr(source, name)) for name in FOLLOWED[kind] if hasattr(source, name)}
@@ -212,7 +203,7 @@ class ScorerMetrics:
 
     __slots__ = ("_compute_s", "_ok", "_scores_of", "_wait_s", "groups")
 
-    def __init__(self, groups: Level, wait_s: Histogram, compute_s: Histogram, scores_of: Callable[[Status], Counter]):
+    def __init__(self, groups: Level, wait_s: Times, compute_s: Times, scores_of: Callable[[Status], Count]):
         self.groups = groups
         """How many groups the scorer has now. The caller increments and decrements it."""
         self._wait_s = wait_s
@@ -228,62 +219,8 @@ class ScorerMetrics:
         if (ok := statuses.count(Status.OK)) == len(statuses):
             self._ok.inc(ok)
             return
-        for status, count in Count(statuses).items():
+        for status, count in Counter(statuses).items():
             self._scores_of(status).inc(count)
-
-
-class Level:
-    """The number of a gauge, which is written when a page is read, since each group changes ten of them."""
-
-    __slots__ = ("_gauge", "_value")
-
-    def __init__(self, gauge: Gauge):
-        self._gauge = gauge
-        self._value = 0
-
-    def inc(self, amount: int = 1) -> None:
-        self._value += amount
-
-    def dec(self) -> None:
-        self._value -= 1
-
-    def write(self) -> None:
-        self._gauge.set(self._value)
-
-
-class _Maker:
-    def __init__(self, registry: CollectorRegistry):
-        self.levels: list[Level] = []
-        self._common: dict[str, Any] = {"namespace": "reward_server", "registry": registry}
-
-    def counter(self, name: str, text: str, *labels: str) -> _Series[Counter]:
-        return _Series(Counter(name, text, labels, **self._common))
-
-    def level(self, name: str, text: str, *labels: str) -> _Series[Level]:
-        return _Series(Gauge(name, text, labels, multiprocess_mode="livesum", **self._common), self._written_later)
-
-    def _written_later(self, gauge: Gauge) -> Level:
-        self.levels.append(Level(gauge))
-        return self.levels[-1]
-
-    def histogram(self, name: str, text: str, *labels: str) -> _Series[Histogram]:
-        return _Series(Histogram(name, text, labels, buckets=_SECONDS, **self._common))
-
-
-class _Series(dict[tuple[str, ...], T]):
-    """The series of one metric by their labels. A look-up here takes a tenth of the library's own `labels()`."""
-
-    def __init__(self, metric: Any, kept: Callable[[Any], Any] = lambda series: series):
-        """`kept` makes of a series of the library what is kept of it."""
-        self._metric = metric
-        self._kept = kept
-
-    def __missing__(self, labels: tuple[str, ...]) -> T:
-        self[labels] = self._kept(self._metric.labels(*labels) if labels else self._metric)
-        return self[labels]
-
-    def of(self, *labels: str) -> T:
-        return self[labels]
 
 
 class _Refresh:

@@ -69,16 +69,17 @@ class Admission:
     def _count(self, completions: int, request_bytes: int, caller: Caller) -> None:
         self._completions += completions
         self._bytes += request_bytes
-        held = self._held.get(caller, (0, 0))
-        self._held[caller] = (held[0] + completions, held[1] + request_bytes)
-        if not self._held[caller][0]:
+        held, held_bytes = self._held.get(caller, (0, 0))
+        if held + completions:
+            self._held[caller] = (held + completions, held_bytes + request_bytes)
+        else:
             del self._held[caller]
 
     def _refuse_beyond_limits(self, completions: int, request_bytes: int, caller: Caller) -> None:
-        free, free_bytes = self._max_completions - self._completions, self._max_bytes - self._bytes
-        held, held_bytes = self._held.get(caller, (0, 0))
         if not self._completions:
             return
+        free, free_bytes = self._max_completions - self._completions, self._max_bytes - self._bytes
+        held, held_bytes = self._held.get(caller, (0, 0))
         if completions > free or request_bytes > free_bytes:
             reason, why = "full", "the server is full"
         elif held and (held + completions > _SHARE * free or held_bytes + request_bytes > _SHARE * free_bytes):

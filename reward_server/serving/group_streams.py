@@ -42,8 +42,6 @@ async def _answer_one(index: int, group: bytes, call: _GroupContext, score: Scor
         answers.add(wire_groups.scored(index, await score(group, call)))
     except _AbortedError as error:
         answers.add(wire_groups.failed(index, error.failure))
-    finally:
-        call.end()
 
 
 class _Answers:
@@ -80,12 +78,11 @@ class _AbortedError(Exception):
 class _GroupContext:
     """The context of one group's call, in that of the stream."""
 
-    __slots__ = ("_callbacks", "_metadata", "_stream")
+    __slots__ = ("_metadata", "_stream")
 
     def __init__(self, stream: StreamContext, metadata: list[tuple[str, Any]], trace: Metadata):
         self._stream = stream
         self._metadata: Iterable[tuple[str, Any]] = [*metadata, *trace] if trace else metadata
-        self._callbacks: list[Callable[[Any], None]] = []
 
     def invocation_metadata(self) -> Any:
         return self._metadata
@@ -96,12 +93,5 @@ class _GroupContext:
     def time_remaining(self) -> float | None:
         return self._stream.time_remaining()
 
-    def add_done_callback(self, callback: Callable[[Any], None], /) -> None:
-        self._callbacks.append(callback)
-
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any, /) -> NoReturn:
         raise _AbortedError(Failure(code, details, tuple(trailing_metadata)))
-
-    def end(self) -> None:
-        for callback in self._callbacks:
-            callback(self)

@@ -35,7 +35,7 @@ from reward_server.scorers.composite import CompositeScorer
 from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
 from reward_server.serving.served_scorer import ServedScorer, executor_for
-from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ScorerScores, ServerInfo
+from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ServerInfo
 from reward_server.wire_groups import MAX_GROUPS
 
 log = logging.getLogger("reward_server")
@@ -159,16 +159,19 @@ class ScorerSet:
         Raises InvalidGroupError where a scorer finds that the group itself is at fault.
         """
         chosen = self._chosen(group)
-        if len(chosen) == 1:
+        if len(chosen) == 1:  # a task costs more than all else here
             (served,) = chosen
             timed = await served.run(group)
-            return self._joined(group, (served.scores(timed),), timed.queued_s, timed.compute_s)
+            scores, digest = (served.scores(timed),), self.info.config_digest
+            return GroupScores(group.group_id, scores, digest, timed.queued_s, timed.compute_s)
         answers = await all_of(*[served.run(group) for served in chosen])
-        scores = tuple([served.scores(timed) for served, timed in zip(chosen, answers, strict=True)])
-        return self._joined(group, scores, max(t.queued_s for t in answers), max(t.compute_s for t in answers))
-
-    def _joined(self, group: Group, scores: tuple[ScorerScores, ...], queued_s: float, compute_s: float) -> GroupScores:
-        return GroupScores(group.group_id, scores, self.info.config_digest, queued_s, compute_s)
+        return GroupScores(
+            group.group_id,
+            tuple([served.scores(timed) for served, timed in zip(chosen, answers, strict=True)]),
+            self.info.config_digest,
+            max([timed.queued_s for timed in answers]),
+            max([timed.compute_s for timed in answers]),
+        )
 
     def _chosen(self, group: Group) -> Sequence[ServedScorer]:
         if not group.scorers:

@@ -16,7 +16,7 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -39,7 +39,7 @@ from reward_server.serving.samples import Samples, parsed
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.security import Security
 from reward_server.serving.single_flight import SingleFlight
-from reward_server.types import Group, Sample
+from reward_server.types import Group, Sample, Score, all_ok
 
 log = logging.getLogger("reward_server")
 
@@ -124,20 +124,40 @@ class RewardService:
         }
         handlers[STREAM] = grpc.unary_stream_rpc_method_handler(functools.partial(self.call, STREAM))
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-        server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
     async def call(self, name: str, request: bytes, context: CallContext) -> bytes:
-        """Serves one call of a method, by its name. An error ends in `context.abort`, which raises.
+        """Serves one call of a method, by its name, in a task of its own. The call ends with the task.
 
-        The answers of ScoreGroups, whose context is a StreamContext, are written to that.
+        An error gets its code and ends in `context.abort`, which raises; one that is not ours is logged, and its caller
+        is not told more than that. The answers of ScoreGroups, whose context is a StreamContext, are written to that.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        metadata = context.invocation_metadata() or ()
+        call, task = self._begin(name, context, metadata)
+        trailers: tuple[tuple[str, str], ...] = ()
         try:
-            return await self._serve(name, request, context)
+            call.token_name = self._security.authenticate(metadata)
+            if self._draining:
+                raise UnavailableError("the server is draining: it takes no new calls")
+            method = self._methods[name]
+            is_traced = tracing.is_on() and name != STREAM  # whose groups have a span each
+            answer = await (_traced(method, request, call, metadata) if is_traced else method(request, call))
+            call.code = _OK
+            return answer
+        except RewardServerError as error:
+            code, details, trailers = code_of(error), str(error), _trailers(error)
+            if isinstance(error, OverloadedError) and error.reason:
+                self._metrics.shed(error.reason)
+        except asyncio.CancelledError:
+            if not self._cut:
+                raise
+            code, details = code_of(UnavailableError()), "the server stopped before this group was scored"
+        except Exception:
+            log.exception("a call failed because of an internal error")
+            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
         finally:
             self._tasks.discard(task)
+        call.code = code.name
+        return await _abort(context, code, details, trailers)
 
     @property
     def calls(self) -> int:
@@ -178,7 +198,7 @@ class RewardService:
             return await self._score_once(request, wire.parse_group(request), scorers, call)
 
     async def _score_groups(self, request: bytes, call: _Call) -> bytes:
-        score = functools.partial(self._serve, "ScoreGroup")  # in tasks that end with that of this call
+        score = functools.partial(self.call, "ScoreGroup")
         await group_streams.answer(request, cast(StreamContext, call.context), score)
         return b""
 
@@ -223,7 +243,7 @@ class RewardService:
                 scores = await scorers.score(group)
             finally:
                 self._metrics.queued(-1, -len(group), -len(request))
-        if not scores.has_failures:
+        if not any(_has_failure(scorer.scores) for scorer in scores.scorers):
             self._current.example = group
         if self._records is not None:
             named = group if group.group_id else dataclasses.replace(group, group_id=f"unnamed-{uuid.uuid4().hex}")
@@ -232,39 +252,19 @@ class RewardService:
 
     # ----------------------------------------------------------------------------------------------- how a call ends
 
-    async def _serve(self, name: str, request: bytes, context: CallContext) -> bytes:
-        """Counts a call and serves it. An error gets its code; one that is not ours is logged and not told in full."""
-        metadata = context.invocation_metadata() or ()
-        call = self._begin(name, context, metadata)
-        trailers: tuple[tuple[str, str], ...] = ()
-        try:
-            call.token_name = self._security.authenticate(metadata)
-            if self._draining:
-                raise UnavailableError("the server is draining: it takes no new calls")
-            answer = await _traced(self._methods[name], request, call, metadata)
-            call.code = _OK
-            return answer
-        except RewardServerError as error:
-            code, details, trailers = code_of(error), str(error), _trailers(error)
-            if isinstance(error, OverloadedError) and error.reason:
-                self._metrics.shed(error.reason)
-        except asyncio.CancelledError:
-            if not self._cut:
-                raise
-            code, details = code_of(UnavailableError()), "the server stopped before this group was scored"
-        except Exception:
-            log.exception("a call failed because of an internal error")
-            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
-        call.code = code.name
-        return await _abort(context, code, details, trailers)
-
-    def _begin(self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]) -> _Call:
-        call = _Call(method, _caller_of(context, metadata), context)
+    def _begin(
+        self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]
+    ) -> tuple[_Call, asyncio.Task[Any]]:
+        call, task = _Call(method, _caller_of(context, metadata), context), asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         self._calls += 1
         self._idle.clear()
         self._metrics.call_began(method)
-        context.add_done_callback(functools.partial(self._call_ended, call))
-        return call
+        # Not by the context's own callbacks: those refer to their context, so that each call would be left to the
+        # garbage collector.
+        task.add_done_callback(functools.partial(self._call_ended, call))
+        return call, task
 
     def _call_ended(self, call: _Call, _: object) -> None:
         seconds = time.perf_counter() - call.began
@@ -278,6 +278,10 @@ class RewardService:
             self._idle.set()
 
 
+def _has_failure(scores: Sequence[Score]) -> bool:
+    return not all_ok(scores) and any(score.status.is_failure for score in scores)
+
+
 def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
     if len(request) > (limit := scorers.info.limits.max_group_bytes):
         raise GroupTooLargeError(
@@ -289,8 +293,6 @@ def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
 async def _traced(
     method: Callable[[bytes, _Call], Awaitable[bytes]], request: bytes, call: _Call, metadata: Iterable[tuple[str, Any]]
 ) -> bytes:
-    if not tracing.is_on() or call.method == STREAM:  # whose groups have a span each
-        return await method(request, call)
     with tracing.span("reward.serve", {"method": call.method}, kind="SERVER", parent=metadata) as span:
         try:
             return await method(request, call)

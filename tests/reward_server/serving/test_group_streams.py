@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Sequence
 from pathlib import Path
 
 import grpc
@@ -30,7 +30,7 @@ def begin(caller: Caller, *groups: Group | bytes, timeout_s: float = 30, token: 
     return caller.stub.ScoreGroups(calls_of(groups), timeout=timeout_s, metadata=metadata)
 
 
-async def read(call: grpc.aio.UnaryStreamCall) -> Answers:
+async def read(call: AsyncIterable[wire_groups.pb.ScoreGroupsResponse]) -> Answers:
     return [[(answer.index, decoded(answer)) for answer in message.answers] async for message in call]
 
 
@@ -145,10 +145,11 @@ async def test_a_server_that_stops_answers_what_it_can_and_ends_the_rest_as_unav
         call = begin(caller, make_group(["sleep 0.3"], group_id="in time"), make_group(["sleep 30"], group_id="late"))
         await page_where(caller, lambda seen: seen("scorer_groups", scorer="slow_async") == 2)
         draining = asyncio.create_task(caller.server.drain())
-        first = await call.read()
+        messages = aiter(call)
+        first = await anext(messages)
         assert [answer.index for answer in first.answers] == [0], "a call in flight goes on while the server drains"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await read(call)
+            await read(messages)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert await draining is False
 
