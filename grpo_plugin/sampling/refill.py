@@ -85,8 +85,8 @@ class Spare:
     step: int
     rows_G: list[Sampled]
     scores_GS: torch.Tensor
-    dropped_G: torch.Tensor | None
-    failures_G: Sequence[Mapping[str, Score]]
+    dropped_G: torch.Tensor | None = None
+    failures_G: Sequence[Mapping[str, Score]] = ()
 
 
 @dataclass(slots=True)
