@@ -25,6 +25,7 @@ def record(trainer: Any, tape: Tape) -> None:
             {
                 "prompt_ids": list(row.prompt_ids),
                 "completion_ids": list(row.completion_ids),
+                "sampler": row.sampler_log_probs,
                 "old": None if row.old_log_probs is None else row.old_log_probs.tolist(),
             }
             for row in batch.rows_N
@@ -53,7 +54,7 @@ class Player:
         return {
             "prompt_ids": [row["prompt_ids"] for row in self.rows],
             "completion_ids": completion_ids,
-            "logprobs": [[0.0] * len(ids) for ids in completion_ids],
+            "logprobs": [row["sampler"] for row in self.rows],
         }
 
     def reward(self, completions: list[Any], **_: Any) -> list[float]:

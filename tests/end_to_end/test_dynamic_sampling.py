@@ -22,13 +22,14 @@ DYNAMIC = {"dynamic_sampling": True, "max_group_age": 8, "oversample": 1.5}
 
 def specs_of(folder: Path, model: str, name: str, changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The specs of a run that samples, and of stock TRL's that plays what was trained on."""
+    options = {"model": model, "corrects_for_sampler": changes.pop("corrects_for_sampler", False)}
     common = {**ARGS, **SGD, **changes}
-    rewards = {"model": model, "rewards": ["signal_in_half"], "rollout": "skewed"}
+    rewards = {**options, "rewards": ["signal_in_half"], "rollout": "skewed"}
     plain = {key: value for key, value in common.items() if key not in DYNAMIC}
     return {
         f"ours {name}": {**rewards, "trainer": "remote", "args": {**DYNAMIC, "token_batches": True, **common}},
         f"stock {name}": {
-            "model": model,
+            **options,
             "trainer": "stock",
             "plays": str(folder / f"ours {name}" / "spec.tape"),
             "args": plain,
@@ -39,7 +40,7 @@ def specs_of(folder: Path, model: str, name: str, changes: dict[str, Any]) -> di
 def differences(folder: Path, accelerate: str, model: str, cases: dict[str, dict[str, Any]]) -> dict[str, float]:
     specs: dict[str, dict[str, Any]] = {}
     for name, changes in cases.items():
-        specs |= specs_of(folder, model, name, changes)
+        specs |= specs_of(folder, model, name, dict(changes))
     results = train(folder, accelerate, **specs)
     start = start_weights(model)
     for name, (weights, _) in results.items():
@@ -65,6 +66,7 @@ def test_weights_are_those_of_stock_trl_given_just_the_kept_groups(
     cases["kl"] = {"beta": 0.1, **OFF_POLICY}
     if accelerate == "cpu_ddp":  # 6 rows on each rank: the second of three groups lies on both
         cases["a group on two ranks"] = {"per_device_train_batch_size": 3, **OFF_POLICY, "steps_per_generation": 2}
+    cases["ratios to the sampling engine"] = {"corrects_for_sampler": True, **OFF_POLICY}
     cases["no rounds to spare"] = {"max_sampling_rounds": 1, "oversample": 1.0, **OFF_POLICY}
     found = differences(tmp_path, accelerate, tiny_model, cases)
     assert max(found.values()) < 1e-5, found

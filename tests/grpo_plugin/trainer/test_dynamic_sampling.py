@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import AutoTokenizer
 
 from grpo_plugin import RemoteGRPOTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
@@ -89,7 +91,7 @@ def run(
 ) -> Spy:
     made = {
         name: changes.pop(name)
-        for name in ("train_dataset", "eval_dataset", "rollout_func", "peft_config", "tools")
+        for name in ("train_dataset", "eval_dataset", "rollout_func", "peft_config", "tools", "processing_class")
         if name in changes
     }
     args = remote(folder, server, **{"dynamic_sampling": True, "max_steps": 6, "token_batches": True, **changes})
@@ -101,6 +103,7 @@ def run(
 # ------------------------------------------------------------------------------------------------------------ filling
 
 
+@pytest.mark.oldest_trl
 def test_every_step_trains_on_open_prompts_only_and_says_what_it_took(tiny_model: str, tmp_path: Path) -> None:
     trainer = run(tiny_model, tmp_path)
     assert all("open" in prompt for step in trainer.kept() for prompt in step)
@@ -163,6 +166,7 @@ def test_a_round_is_generated_while_the_one_before_it_is_scored(tiny_model: str,
     assert all(step.startswith("gg") for step in later), later
 
 
+@pytest.mark.oldest_trl
 def test_what_is_generated_beyond_need_is_trained_on_next_with_the_log_probs_of_its_own_policy(
     tiny_model: str, tmp_path: Path
 ) -> None:
@@ -303,6 +307,9 @@ def test_columns_masks_extra_fields_and_logs_go_where_their_row_goes(
         assert [row.tolist()[: len(mask)] for row, mask in zip(made["tool_mask"], masks, strict=True)] == masks
 
 
+TEMPLATE = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+
+
 def test_conversations_with_tools_and_an_adapter(tiny_model: str, tmp_path: Path) -> None:
     def look_up(word: str) -> str:
         """Looks a word up.
@@ -312,6 +319,8 @@ def test_conversations_with_tools_and_an_adapter(tiny_model: str, tmp_path: Path
         """
         return word
 
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = TEMPLATE
     prompts = [[{"role": "user", "content": name}] for name in NAMES]
     trainer = run(
         tiny_model,
@@ -319,9 +328,12 @@ def test_conversations_with_tools_and_an_adapter(tiny_model: str, tmp_path: Path
         lambda prompts, **_: passes([prompt[0]["content"] for prompt in prompts], []),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         peft_config=LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.0),
+        tools=[look_up],
+        processing_class=tokenizer,
         beta=0.1,
         max_steps=3,
     )
+    assert len(trainer.logged("tools/call_frequency")) == 3
     assert all("open" in prompt[0]["content"] for step in trainer.kept() for prompt in step)
     assert trainer.logged("frac_reward_zero_std") == [0.0] * 3
 
