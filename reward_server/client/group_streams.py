@@ -36,8 +36,8 @@ SendAlone = Callable[[pb.ScoreGroupRequest, float, Metadata], Any]
 
 # Beyond this a stream saves little more for a group, and its groups are spread less well over replicas.
 _MOST_GROUPS = 32
-# Every server and proxy takes messages of this length. Of longer groups, the call itself is a small part of the work.
-_MOST_BYTES = 2 << 20
+# A server works on one message while the next one comes, and every server and proxy takes messages of this length.
+_MOST_BYTES = 1 << 20
 # A server that does not have the call may be replaced by one that has it.
 _ASK_AGAIN_S = 60.0
 
@@ -69,10 +69,14 @@ def parts(sizes: Mapping[int, int], replicas: int, most: int) -> Iterator[Sequen
     groups, nor more than `_MOST_BYTES` unless it is of one group.
     """
     groups = list(sizes)
-    calls = -(-len(groups) // most)
-    calls = min(len(groups), -(-calls // replicas) * replicas)
+    calls = max(_ceil(len(groups), most), _ceil(sum(sizes.values()), _MOST_BYTES))
+    calls = min(len(groups), _ceil(calls, replicas) * replicas)
     for number in range(calls):
         yield from _within_bytes(groups[number * len(groups) // calls : (number + 1) * len(groups) // calls], sizes)
+
+
+def _ceil(count: int, by: int) -> int:
+    return -(-count // by)
 
 
 def _within_bytes(groups: Sequence[int], sizes: Mapping[int, int]) -> Iterator[Sequence[int]]:

@@ -5,7 +5,7 @@
 A batch of 16 or 64 groups is sent at once, as a rank's groups of a step are, and the next one when all are scored.
 Every server is a process of its own with the same job: our server with a trivial async scorer, a bare grpc.aio server,
 and a FastAPI/uvicorn route. They take turns in short rounds, so that a busy machine slows all of them. The first rows
-of a server are raw stubs: unary calls, and ScoreGroups calls of 16 and of 64 groups. "RewardClient" is our client, by
+of a server are raw stubs: unary calls, and ScoreGroups calls of 8, 16 and 64 groups. "RewardClient" is our client, by
 `submit` and by `submit_all`. "µs a group" is wall time, the median over rounds; "server" and "client" are the two
 processes' processor time; "unary ÷" is the time of unary calls of the same round, server and client over this row's.
 """
@@ -37,6 +37,7 @@ from reward_server.v1 import reward_pb2_grpc as pb_grpc  # noqa: E402
 from tests.benchmarks.service_overhead import child, cpu_s, http_call, service  # noqa: E402
 
 BATCHES = (16, 64)
+A_CALL = (8, 16, 64)
 CHARACTERS = (100, 1_000, 8_000)
 COMPLETIONS = 8
 
@@ -135,7 +136,7 @@ class Ways:
         made: list[Way] = []
         for name, channel in self._channels.items():
             stub, client, pid = pb_grpc.RewardServiceStub(channel), self._clients[name], self._servers[name][1]
-            calls = [count for count in BATCHES if count <= len(groups)]
+            calls = [count for count in A_CALL if count <= len(groups)]
             batches = {f"{name}, unary": unary(stub, groups)}
             batches |= {f"{name}, ScoreGroups of {count}": streams(stub, groups, count) for count in calls}
             made += [Way(title, batch, pid, f"{name}, unary") for title, batch in batches.items()]
