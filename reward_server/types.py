@@ -1,7 +1,6 @@
 """The values that client and server exchange: a group, its scores, and a server's info.
 
-Owns the dataclasses and nothing else. Knows nothing of protobuf, gRPC, configuration or kinds of scorers, and imports
-nothing of ours.
+Owns the dataclasses and nothing else. Knows nothing of protobuf, gRPC, configuration or kinds of scorers.
 
 Legend: G completions of a group, S scorers.
 """
@@ -12,6 +11,8 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from reward_server.frozen import quick
 
 WIRE_VERSION = 1
 
@@ -37,6 +38,7 @@ class Status(enum.IntEnum):
         return self not in (Status.OK, Status.NOT_APPLICABLE)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Score:
     """The score of one completion by one scorer. `value` is a finite float if the status is OK, and None otherwise."""
@@ -46,6 +48,7 @@ class Score:
     message: str = ""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled output.
@@ -60,6 +63,7 @@ class Completion:
     prompt: Content | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Group:
     """One prompt and its G completions: the unit of scoring. A group is scored whole, and once.
@@ -183,6 +187,7 @@ def _is_same(a: Any, b: Any) -> bool:
         return False
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ScorerScores:
     """The G scores of a group by one scorer, and what its function logged by TRL's `log_metric` and `log_extra`.
@@ -198,6 +203,7 @@ class ScorerScores:
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class GroupScores:
     """The scores of a group by S scorers, in the order of the server's configuration."""

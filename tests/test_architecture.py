@@ -15,9 +15,10 @@ ROOT = Path(__file__).parent.parent
 OURS = ("reward_server", "grpo_plugin", "packed_attention", "tests")
 
 # What each room (a folder or a top-level file) may import of its siblings: whole rooms, or single modules of them.
-VALUES = {"types", "errors"}
+VALUES = {"types", "errors", "frozen"}
 SERVER_ARROWS = {
-    "types": set(),
+    "frozen": set(),
+    "types": {"frozen"},
     "errors": set(),
     "v1": set(),
     "wire_json": VALUES,

@@ -22,6 +22,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
@@ -32,7 +33,7 @@ from reward_server.addresses import TCP, parse_address
 from reward_server.config import MetricsConfig
 from reward_server.errors import ConfigError
 from reward_server.execution.results import TimedResult
-from reward_server.observability.series import Count, Level, SeriesMaker, Times
+from reward_server.observability.series import Count, Level, Series, SeriesMaker, Times
 from reward_server.types import Status
 
 prometheus_client.disable_created_metrics()  # else each counter has a second series with its start time
@@ -40,9 +41,15 @@ prometheus_client.disable_created_metrics()  # else each counter has a second se
 # From a function on the event loop (a tenth of a millisecond) to a judge that takes minutes.
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-# Batchers and caches count in plain attributes and know nothing of metrics: attribute -> counter and its help text.
+# Admission, batchers and caches count in plain attributes and know nothing of metrics: attribute -> name and help text.
+# They are counters, and those of admission, which also shrink, gauges.
 # A counter whose attribute a source does not have is not counted for it.
 FOLLOWED = {
+    "admission": {
+        "groups": ("queued_groups", "Groups in the server, waiting or being scored."),
+        "completions": ("queued_completions", "Their completions."),
+        "request_bytes": ("queued_bytes", "The bytes of their requests."),
+    },
     "batch": {
         "batches": ("batches", "Batches that went to the model."),
         "rows": ("batched_rows", "Completions in those batches; divided by `batches`, the mean fill in rows."),
@@ -68,7 +75,7 @@ FOLLOWED = {
 }
 
 Source = tuple[str, str, object]
-"""A key of FOLLOWED, a scorer's name, and the object whose attributes are its counters."""
+"""A key of FOLLOWED, a scorer's name ("" where it is of none), and the object whose attributes are its counters."""
 
 
 class Metrics:
@@ -76,10 +83,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Refresh(self.refresh))
         self._is_shared = _is_shared()
         if not self._is_shared:
             prometheus_client.ProcessCollector(registry=self._registry)
+        self._registry.register(_Refresh(self.refresh))
         make = SeriesMaker(self._registry, self._is_shared, _SECONDS)
         self._created = make.counter("calls_created", "Calls that have started.", "method")
         self._finished = make.counter(
@@ -91,9 +98,6 @@ class Metrics:
         self._in_flight = make.gauge("calls_in_flight", "Calls that have started and not ended.").of()
         self._call_s = make.histogram("call_seconds", "Seconds from a call's request to its response.", "method")
         self._sheds = make.counter("sheds", "Calls that were pushed back: full, share, quota or cohorts.", "reason")
-        self._queued_groups = make.gauge("queued_groups", "Groups in the server, waiting or being scored.").of()
-        self._queued_completions = make.gauge("queued_completions", "Their completions.").of()
-        self._queued_bytes = make.gauge("queued_bytes", "The bytes of their requests.").of()
         self._cohorts = make.gauge("cohorts", "Groups whose completions come one by one, until they are scored.").of()
         self._cohorts_finished = make.counter(
             "cohorts_finished", "Such groups that ended: complete, incomplete, timeout or dropped.", "outcome"
@@ -103,8 +107,10 @@ class Metrics:
         self._compute_s = make.histogram("scorer_compute_seconds", "Seconds that a scorer took for a group.", "scorer")
         self._scores = make.counter("scores", "Completions by scorer and status.", "scorer", "status")
         self._records = make.counter("records", "Groups for the record file: written, dropped or failed.", "outcome")
-        self._followed = {
-            name: make.counter(name, text, "scorer") for kind in FOLLOWED.values() for name, text in kind.values()
+        self._followed: dict[str, Series[Any]] = {
+            name: make.gauge(name, text) if kind == "admission" else make.counter(name, text, "scorer")
+            for kind, numbers in FOLLOWED.items()
+            for name, text in numbers.values()
         }
         for outcome in ("written", "dropped", "failed"):
             self._records.of(outcome)  # 0 from the start, so that an alert on a rate sees the first one
@@ -128,12 +134,6 @@ class Metrics:
     def shed(self, reason: str) -> None:
         """Counts a call that was pushed back."""
         self._sheds.of(reason).inc()
-
-    def queued(self, groups: int, completions: int, request_bytes: int) -> None:
-        """Adds to the gauges of the queue; the numbers are negative when groups leave it."""
-        self._queued_groups.inc(groups)
-        self._queued_completions.inc(completions)
-        self._queued_bytes.inc(request_bytes)
 
     def gathering(self, groups: int, outcome: str = "") -> None:
         """Adds to the gauge of groups that are gathered; one that leaves ended as complete, incomplete, timeout or
@@ -166,11 +166,12 @@ class Metrics:
         """Adds what the followed sources have counted since the last time."""
         with self._refreshing:  # a page is rendered in a thread of its own
             for kind, scorer, source in self._sources():
+                labels = (scorer,) if scorer else ()
                 known, seen = self._seen.get((kind, scorer), (None, {}))
                 now = {name: float(getattr(source, name)) for name in FOLLOWED[kind] if hasattr(source, name)}
                 for name, value in now.items():
                     earlier = seen.get(name, 0.0) if known is source else 0.0
-                    self._followed[FOLLOWED[kind][name][0]].of(scorer).inc(value - earlier)
+                    self._followed[FOLLOWED[kind][name][0]].of(*labels).inc(value - earlier)
                 self._seen[kind, scorer] = (source, now)
 
     def text(self) -> str:
@@ -224,7 +225,7 @@ class ScorerMetrics:
 
 
 class _Refresh:
-    """The first collector of a registry: it has no metrics, but refreshes those that are read after it."""
+    """A collector that comes before others: it has no metrics, but refreshes those that are read after it."""
 
     def __init__(self, refresh: Callable[[], None]):
         self._refresh = refresh

@@ -250,7 +250,7 @@ class RewardServer(ManagedServer):
         await self._close_page()
 
     def _counters(self) -> Iterable[Source]:
-        return self._current.scorers.counters()
+        return (*self._current.scorers.counters(), ("admission", "", self._admission))
 
     async def _add_standard_services(self, server: grpc.aio.Server) -> None:
         if health is None:

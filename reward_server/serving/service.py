@@ -234,15 +234,15 @@ class RewardService:
         if not group.group_id:
             return await self._score(request, group, scorers, caller)
         key = (group.run_id, group.group_id)
+        if (own := self._flights.claim(key, request, scorers)) is not None:
+            with own:
+                own.answer = answer = await self._score(request, group, scorers, caller)
+                return answer
         return await self._flights.run(key, request, scorers, lambda: self._score(request, group, scorers, caller))
 
     async def _score(self, request: bytes, group: Group, scorers: ScorerSet, caller: Caller) -> bytes:
         with self._admission.admitted(len(group), len(request), caller):
-            self._metrics.queued(1, len(group), len(request))
-            try:
-                scores = await scorers.score(group)
-            finally:
-                self._metrics.queued(-1, -len(group), -len(request))
+            scores = await scorers.score(group)
         if not any(_has_failure(scorer.scores) for scorer in scores.scorers):
             self._current.example = group
         if self._records is not None:
@@ -302,8 +302,10 @@ async def _traced(
 
 def _caller_of(context: CallContext, metadata: Iterable[tuple[str, Any]]) -> str:
     """The client's own name, or else the address that it connects from."""
-    name = next((value for key, value in metadata if key == CALLER_KEY), None)
-    return name[:_MAX_CALLER] if isinstance(name, str) else str(context.peer())
+    for key, value in metadata:
+        if key == CALLER_KEY and isinstance(value, str):
+            return value[:_MAX_CALLER]
+    return str(context.peer())
 
 
 def _trailers(error: RewardServerError) -> tuple[tuple[str, str], ...]:
