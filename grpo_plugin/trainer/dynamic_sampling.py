@@ -130,19 +130,12 @@ class DynamicSamplingTrainer(RoundsTrainer):
             self._generate_round(filling, sampling)
 
     def _generate_round(self, filling: Filling, sampling: Sampling) -> None:
-        """What will be needed, if it may be asked for, in parts of at most a batch.
-
-        Two parts at most are in flight: one is generated while the one before it is scored.
-        """
+        """What will be needed, if it may be asked for; in parts of a batch, which is what memory is sized for."""
         wanted = self._wanted(filling, sampling)
         if not wanted or filling.rounds >= setting(self.args, "max_sampling_rounds"):
             return
         filling.rounds += 1
         for size in sizes(wanted, filling.groups, self._unit):
-            while len(filling.in_flight) > 1:
-                self._take(filling, sampling)
-            if not self._wanted(filling, sampling):
-                return
             self._generate_more(filling, sampling, size)
 
     def _wanted(self, filling: Filling, sampling: Sampling) -> int:
@@ -186,9 +179,9 @@ class DynamicSamplingTrainer(RoundsTrainer):
             self._metrics["train"][name].append(value)
         if filling.have < filling.groups:
             logger.warning_once(
-                f"after {filling.rounds} rounds ({sum(round_.groups for round_ in filling.done)} prompts) only "
-                f"{filling.have} of a batch's {filling.groups} groups are kept by group_filter; the step trains on "
-                "those, and sampling/unfilled counts such groups. Raise max_sampling_rounds, or take other prompts"
+                f"after {filling.rounds} rounds group_filter has kept fewer groups than the {filling.groups} of a "
+                "batch: such a step trains on what there is, and sampling/unfilled counts what is missing. Raise "
+                "max_sampling_rounds, or take other prompts"
             )
 
     @property
