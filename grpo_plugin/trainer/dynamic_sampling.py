@@ -148,9 +148,10 @@ class DynamicSamplingTrainer(RoundsTrainer):
         indices_B, size = sampling.stream.take(groups), self.num_generations
         rows = groups * size // self.accelerator.num_processes
         first = self.accelerator.process_index * rows
-        found = [self.train_dataset[indices_B[row // size]] for row in range(first, first + rows)]
+        own_N = [indices_B[row // size] for row in range(first, first + rows)]
+        found = {index: self.train_dataset[index] for index in dict.fromkeys(own_N)}
         columns = filling.columns  # the loader may have left some out
-        rows_N = [{name: row[name] for name in columns if name in row} for row in found]
+        rows_N = [{name: found[index][name] for name in columns if name in found[index]} for index in own_N]
         filling.add(self._generate_rows(rows_N, groups, indices_B))
 
     def _take(self, filling: Filling, sampling: Sampling) -> None:

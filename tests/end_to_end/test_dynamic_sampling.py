@@ -7,6 +7,7 @@ rank and on two, whatever the loss. Half of the prompts never have signal.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests.end_to_end.test_ranks import ARGS, largest_difference, start_weights, train
 from tests.end_to_end.test_step_exactness import LOSSES, OFF_POLICY, SGD
+from tests.support.servers import function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -24,7 +26,8 @@ def specs_of(folder: Path, model: str, name: str, changes: dict[str, Any]) -> di
     """The specs of a run that samples, and of stock TRL's that plays what was trained on."""
     options = {"model": model, "corrects_for_sampler": changes.pop("corrects_for_sampler", False)}
     common = {**ARGS, **SGD, **changes}
-    rewards = {**options, "rewards": ["signal_in_half"], "rollout": "skewed"}
+    local = [] if "reward_endpoint" in changes else ["signal_in_half"]
+    rewards = {**options, "rewards": local, "rollout": "skewed"}
     plain = {key: value for key, value in common.items() if key not in DYNAMIC}
     return {
         f"ours {name}": {**rewards, "trainer": "remote", "args": {**DYNAMIC, "token_batches": True, **common}},
@@ -74,6 +77,17 @@ def test_weights_are_those_of_stock_trl_given_just_the_kept_groups(
     assert any(generation["has_old"] for tape in recorded for generation in tape), "groups of an earlier policy too"
     kept = [all(has_signal(generation)) for tape in recorded for generation in tape]
     assert sum(kept) > len(kept) / 2, "most batches could be filled"
+
+
+@pytest.mark.parametrize("accelerate", ["cpu", "cpu_ddp"])
+def test_with_a_service_and_a_batch_ahead_too(
+    tiny_model: str, tmp_path: Path, serve: Callable[..., Any], accelerate: str
+) -> None:
+    endpoint = {"reward_endpoint": [serve(function("signal_in_half")).endpoint], **OFF_POLICY}
+    cases = {"on policy": endpoint, "ahead": {"score_ahead": 1, **endpoint}}
+    found = differences(tmp_path, accelerate, tiny_model, cases)
+    assert max(found.values()) < 1e-5, found
+    assert all(generation["has_old"] for generation in tapes(tmp_path, cases)[1])
 
 
 @pytest.mark.parametrize("accelerate", ["cpu_zero2", "cpu_zero3"])
