@@ -196,7 +196,7 @@ class DynamicSamplingTrainer(RoundsTrainer):
         sampling.surplus = filling.surplus()
         sampling.drop_old(self.state.global_step + self._updates_until_next, setting(self.args, "max_group_age"))
         new = [row for spare in sampling.surplus for row in spare.rows_G if row.old_log_probs is None]
-        if new:
+        if new and self._will_train_next():
             self._note_old_log_probs_together(new)
 
     def _note_old_log_probs_together(self, rows: Sequence[Sampled]) -> None:

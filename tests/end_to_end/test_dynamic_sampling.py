@@ -55,7 +55,7 @@ def tapes(folder: Path, cases: dict[str, dict[str, Any]]) -> list[list[dict[str,
     return [json.loads((folder / f"ours {name}" / "spec.tape").read_text()) for name in cases]
 
 
-def has_signal(generation: dict[str, Any], size: int = 4) -> list[bool]:
+def has_signal(generation: dict[str, Any], size: int) -> list[bool]:
     scores = [score for (score,) in generation["scores"]]
     return [len(set(scores[start : start + size])) > 1 for start in range(0, len(scores), size)]
 
@@ -68,14 +68,17 @@ def test_weights_are_those_of_stock_trl_given_just_the_kept_groups(
     cases["on policy"] = {"max_group_age": 0}
     cases["kl"] = {"beta": 0.1, **OFF_POLICY}
     if accelerate == "cpu_ddp":  # 6 rows on each rank: the second of three groups lies on both
-        cases["a group on two ranks"] = {"per_device_train_batch_size": 3, **OFF_POLICY, "steps_per_generation": 2}
+        straddling = {"per_device_train_batch_size": 3, **OFF_POLICY, "steps_per_generation": 2}
+        cases["a group on two ranks"] = straddling
+        cases["groups that ranks share in twos only"] = {**straddling, "num_generations": 3}
     cases["ratios to the sampling engine"] = {"corrects_for_sampler": True, **OFF_POLICY}
     cases["no rounds to spare"] = {"max_sampling_rounds": 1, "oversample": 1.0, **OFF_POLICY}
     found = differences(tmp_path, accelerate, tiny_model, cases)
     assert max(found.values()) < 1e-5, found
-    recorded = tapes(tmp_path, cases)
-    assert any(generation["has_old"] for tape in recorded for generation in tape), "groups of an earlier policy too"
-    kept = [all(has_signal(generation)) for tape in recorded for generation in tape]
+    sizes = [changes.get("num_generations", 4) for changes in cases.values()]
+    recorded = [(part, size) for tape, size in zip(tapes(tmp_path, cases), sizes, strict=True) for part in tape]
+    assert any(generation["has_old"] for generation, _ in recorded), "groups of an earlier policy too"
+    kept = [all(has_signal(generation, size)) for generation, size in recorded]
     assert sum(kept) > len(kept) / 2, "most batches could be filled"
 
 
