@@ -26,7 +26,7 @@ from grpo_plugin.sampling.sampled import Sampled
 from reward_server.types import Score
 
 # A round asks for at most this many groups for each that is missing, however few were kept lately.
-_MOST_FOR_ONE = 8
+_MOST_FOR_ONE = 12
 # How much a round counts in the running share, compared with the one after it.
 _DECAY = 0.9
 

@@ -130,19 +130,12 @@ class DynamicSamplingTrainer(RoundsTrainer):
             self._generate_round(filling, sampling)
 
     def _generate_round(self, filling: Filling, sampling: Sampling) -> None:
-        """What will be needed, if it may be asked for, in parts of at most a batch.
-
-        Two parts at most are in flight: one is generated while the one before it is scored.
-        """
+        """What will be needed, if it may be asked for; in parts of a batch, which is what memory is sized for."""
         wanted = self._wanted(filling, sampling)
         if not wanted or filling.rounds >= setting(self.args, "max_sampling_rounds"):
             return
         filling.rounds += 1
         for size in sizes(wanted, filling.groups, self._unit):
-            while len(filling.in_flight) > 1:
-                self._take(filling, sampling)
-            if not self._wanted(filling, sampling):
-                return
             self._generate_more(filling, sampling, size)
 
     def _wanted(self, filling: Filling, sampling: Sampling) -> int:
@@ -155,9 +148,10 @@ class DynamicSamplingTrainer(RoundsTrainer):
         indices_B, size = sampling.stream.take(groups), self.num_generations
         rows = groups * size // self.accelerator.num_processes
         first = self.accelerator.process_index * rows
-        found = [self.train_dataset[indices_B[row // size]] for row in range(first, first + rows)]
+        own_N = [indices_B[row // size] for row in range(first, first + rows)]
+        found = {index: self.train_dataset[index] for index in dict.fromkeys(own_N)}
         columns = filling.columns  # the loader may have left some out
-        rows_N = [{name: row[name] for name in columns if name in row} for row in found]
+        rows_N = [{name: found[index][name] for name in columns if name in found[index]} for index in own_N]
         filling.add(self._generate_rows(rows_N, groups, indices_B))
 
     def _take(self, filling: Filling, sampling: Sampling) -> None:
@@ -186,9 +180,9 @@ class DynamicSamplingTrainer(RoundsTrainer):
             self._metrics["train"][name].append(value)
         if filling.have < filling.groups:
             logger.warning_once(
-                f"after {filling.rounds} rounds ({sum(round_.groups for round_ in filling.done)} prompts) only "
-                f"{filling.have} of a batch's {filling.groups} groups are kept by group_filter; the step trains on "
-                "those, and sampling/unfilled counts such groups. Raise max_sampling_rounds, or take other prompts"
+                f"after {filling.rounds} rounds group_filter has kept fewer groups than the {filling.groups} of a "
+                "batch: such a step trains on what there is, and sampling/unfilled counts what is missing. Raise "
+                "max_sampling_rounds, or take other prompts"
             )
 
     @property
@@ -202,7 +196,7 @@ class DynamicSamplingTrainer(RoundsTrainer):
         sampling.surplus = filling.surplus()
         sampling.drop_old(self.state.global_step + self._updates_until_next, setting(self.args, "max_group_age"))
         new = [row for spare in sampling.surplus for row in spare.rows_G if row.old_log_probs is None]
-        if new:
+        if new and self._will_train_next():
             self._note_old_log_probs_together(new)
 
     def _note_old_log_probs_together(self, rows: Sequence[Sampled]) -> None:

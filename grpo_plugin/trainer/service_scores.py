@@ -105,7 +105,7 @@ class ServiceScoresTrainer(CurriculumTrainer):
             logger.warning(failures)
         if self.model.training:
             failed = int(outcome.failed_BGS().any(axis=2).sum())
-            self._failure_rate.add(failed, layout.groups * layout.group_size, failures)
+            self._failure_rate.add(failed, layout.groups * layout.group_size, failures, self._step)
         changed = outcome.digests() - {self._provenance["config_digest"]}
         if changed:
             self._accept_or_refuse_change()

@@ -7,6 +7,7 @@ rank and on two, whatever the loss. Half of the prompts never have signal.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests.end_to_end.test_ranks import ARGS, largest_difference, start_weights, train
 from tests.end_to_end.test_step_exactness import LOSSES, OFF_POLICY, SGD
+from tests.support.servers import function
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -24,7 +26,8 @@ def specs_of(folder: Path, model: str, name: str, changes: dict[str, Any]) -> di
     """The specs of a run that samples, and of stock TRL's that plays what was trained on."""
     options = {"model": model, "corrects_for_sampler": changes.pop("corrects_for_sampler", False)}
     common = {**ARGS, **SGD, **changes}
-    rewards = {**options, "rewards": ["signal_in_half"], "rollout": "skewed"}
+    local = [] if "reward_endpoint" in changes else ["signal_in_half"]
+    rewards = {**options, "rewards": local, "rollout": "skewed"}
     plain = {key: value for key, value in common.items() if key not in DYNAMIC}
     return {
         f"ours {name}": {**rewards, "trainer": "remote", "args": {**DYNAMIC, "token_batches": True, **common}},
@@ -52,7 +55,7 @@ def tapes(folder: Path, cases: dict[str, dict[str, Any]]) -> list[list[dict[str,
     return [json.loads((folder / f"ours {name}" / "spec.tape").read_text()) for name in cases]
 
 
-def has_signal(generation: dict[str, Any], size: int = 4) -> list[bool]:
+def has_signal(generation: dict[str, Any], size: int) -> list[bool]:
     scores = [score for (score,) in generation["scores"]]
     return [len(set(scores[start : start + size])) > 1 for start in range(0, len(scores), size)]
 
@@ -65,15 +68,29 @@ def test_weights_are_those_of_stock_trl_given_just_the_kept_groups(
     cases["on policy"] = {"max_group_age": 0}
     cases["kl"] = {"beta": 0.1, **OFF_POLICY}
     if accelerate == "cpu_ddp":  # 6 rows on each rank: the second of three groups lies on both
-        cases["a group on two ranks"] = {"per_device_train_batch_size": 3, **OFF_POLICY, "steps_per_generation": 2}
+        straddling = {"per_device_train_batch_size": 3, **OFF_POLICY, "steps_per_generation": 2}
+        cases["a group on two ranks"] = straddling
+        cases["groups that ranks share in twos only"] = {**straddling, "num_generations": 3}
     cases["ratios to the sampling engine"] = {"corrects_for_sampler": True, **OFF_POLICY}
     cases["no rounds to spare"] = {"max_sampling_rounds": 1, "oversample": 1.0, **OFF_POLICY}
     found = differences(tmp_path, accelerate, tiny_model, cases)
     assert max(found.values()) < 1e-5, found
-    recorded = tapes(tmp_path, cases)
-    assert any(generation["has_old"] for tape in recorded for generation in tape), "groups of an earlier policy too"
-    kept = [all(has_signal(generation)) for tape in recorded for generation in tape]
+    sizes = [changes.get("num_generations", 4) for changes in cases.values()]
+    recorded = [(part, size) for tape, size in zip(tapes(tmp_path, cases), sizes, strict=True) for part in tape]
+    assert any(generation["has_old"] for generation, _ in recorded), "groups of an earlier policy too"
+    kept = [all(has_signal(generation, size)) for generation, size in recorded]
     assert sum(kept) > len(kept) / 2, "most batches could be filled"
+
+
+@pytest.mark.parametrize("accelerate", ["cpu", "cpu_ddp"])
+def test_with_a_service_and_a_batch_ahead_too(
+    tiny_model: str, tmp_path: Path, serve: Callable[..., Any], accelerate: str
+) -> None:
+    endpoint = {"reward_endpoint": [serve(function("signal_in_half")).endpoint], **OFF_POLICY}
+    cases = {"on policy": endpoint, "ahead": {"score_ahead": 1, **endpoint}}
+    found = differences(tmp_path, accelerate, tiny_model, cases)
+    assert max(found.values()) < 1e-5, found
+    assert all(generation["has_old"] for generation in tapes(tmp_path, cases)[1])
 
 
 @pytest.mark.parametrize("accelerate", ["cpu_zero2", "cpu_zero3"])

@@ -106,7 +106,7 @@ def test_it_asks_for_what_is_missing_over_the_share_that_is_kept() -> None:
     assert found.wanted(0.5) == 6
     assert found.wanted(1.0) == 3
     assert found.wanted(None) == 0, "nothing is known before the first scores"
-    assert found.wanted(0.0) == 3 * 8, "at most eight for one"
+    assert found.wanted(0.0) == 3 * 12, "at most twelve for one"
     found.add(round_of(6, [True] * 6, name="r"))
     assert found.wanted(0.5) == 0, "what is in flight will do"
     assert found.wanted(0.25) == 6
