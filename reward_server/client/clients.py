@@ -121,7 +121,9 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
-        span, trace = tracing.start_client_span("reward.score", span_attributes(group))
+        span, trace = (
+            tracing.start_client_span("reward.score", span_attributes(group)) if tracing.is_on() else (None, ())
+        )
         attempts = Attempts(
             lambda remaining_s: session.stub.ScoreGroup.future(
                 request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata() + trace
@@ -133,7 +135,10 @@ class RewardClient(BaseClient):
         )
         attempts.start()
         future.add_done_callback(lambda f: attempts.cancel() if f.cancelled() else None)
-        future.add_done_callback(lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception()))
+        if span is not None:
+            future.add_done_callback(
+                lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception())
+            )
         return future
 
     def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
@@ -154,7 +159,7 @@ class RewardClient(BaseClient):
         try:
             if call is None:
                 raise errors.CallError(f"the call to {self.endpoint} was cancelled: Channel closed!", _CANCELLED)
-            if call.code() is not grpc.StatusCode.OK:
+            if call in failures:
                 raise self.error_of(call, timeout_s, failures) from call
             future.set_result(self.decode(call.result(), group))
         except Exception as error:
