@@ -121,9 +121,8 @@ class RewardClient(BaseClient):
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         session, request = self._session(), self.encode(group)
         future: Future[GroupScores] = Future()
-        span, trace = (
-            tracing.start_client_span("reward.score", span_attributes(group)) if tracing.is_on() else (None, ())
-        )
+        attributes = span_attributes(group) if tracing.is_on() else {}
+        span, trace = tracing.start_client_span("reward.score", attributes)
         attempts = Attempts(
             lambda remaining_s: session.stub.ScoreGroup.future(
                 request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata() + trace

@@ -3,9 +3,10 @@
     python tests/benchmarks/client_overhead.py [--seconds 0.3] [--rounds 9]
 
 The server is the bare echo of `service_overhead`, in a process of its own. Both clients send so many groups at once and
-wait for all of their scores, as a training step does, and take turns in many short rounds. The stub sends a message that
-is made already and leaves the answer as it comes; RewardClient writes the group into a message, reads the scores, and
-stands ready to send it again. The ratio is the time a group over the stub's, the median over the rounds; the aim is 1.3.
+wait for all of their scores, as a training step does, and take turns in many short rounds. The stub sends a message
+that is made already and leaves the answer as it comes; RewardClient writes the group into a message, reads the scores,
+and stands ready to send it again. The ratio is the time a group over the stub's, the median over the rounds; the aim is
+1.3.
 "cpu" is the processor time of this process a group, in µs.
 """
 
