@@ -6,8 +6,8 @@ Every target is a process of its own and gets the same group of 8 × 1,000 chara
 scorer, a bare grpc.aio server that parses the same request and answers the same response, and a FastAPI/uvicorn route
 that takes and gives the same as JSON. They take turns in many short rounds, so that a busy machine slows all of them.
 The ratio is the time a group over the bare echo's on the same transport, the median over the rounds; the aim is 1.25.
-"cpu" is the processor time that the server's process spent on a group, in µs, with its ratio: what a busy machine leaves
-as it is.
+"cpu" is the processor time that the server's process spent on a group, in µs, and its ratio: what is left when the
+machine is busy.
 """
 
 from __future__ import annotations
