@@ -253,7 +253,7 @@ def decode_scores(response: pb.ScoreGroupResponse) -> GroupScores:
     """A response as the scores of a group."""
     return GroupScores(
         group_id=response.group_id,
-        scorers=tuple(_decode_scorer_scores(message) for message in response.scorers),
+        scorers=tuple([_decode_scorer_scores(message) for message in response.scorers]),
         config_digest=response.config_digest,
         queued_s=response.queued_s,
         compute_s=response.compute_s,

@@ -97,12 +97,12 @@ class BaseClient:
 
     def decode(self, response: pb.ScoreGroupResponse, group: Group) -> GroupScores:
         """A response as the scores of the group. Raises CallError if it belongs to another group."""
-        scores = wire.decode_scores(response)
-        lengths = {len(scorer.scores) for scorer in scores.scorers}
-        if scores.group_id != group.group_id or lengths != {len(group)}:
+        scores, completions = wire.decode_scores(response), len(group)
+        lengths = [len(scorer.scores) for scorer in scores.scorers]
+        if scores.group_id != group.group_id or not lengths or lengths.count(completions) != len(lengths):
             raise errors.CallError(
-                f"the server at {self.endpoint} answered group {group.group_id!r} of {len(group)} completions with "
-                f"scores for group {scores.group_id!r} of {sorted(lengths)}"
+                f"the server at {self.endpoint} answered group {group.group_id!r} of {completions} completions with "
+                f"scores for group {scores.group_id!r} of {sorted(set(lengths))}"
             )
         return scores
 

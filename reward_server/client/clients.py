@@ -172,7 +172,8 @@ class RewardClient(BaseClient):
     ) -> Future[GroupScores]:
         """The future of a group whose first attempt has been sent, with the metadata of its trace."""
         future: Future[GroupScores] = Future()
-        span, trace = tracing.start_client_span("reward.score", span_attributes(group))
+        attributes = span_attributes(group) if tracing.is_on() else {}
+        span, trace = tracing.start_client_span("reward.score", attributes)
         attempts = Attempts(
             lambda left_s: send(left_s, trace),
             session.retries,
@@ -182,7 +183,10 @@ class RewardClient(BaseClient):
         )
         attempts.start()
         future.add_done_callback(lambda f: attempts.cancel() if f.cancelled() else None)
-        future.add_done_callback(lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception()))
+        if span is not None:
+            future.add_done_callback(
+                lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception())
+            )
         return future
 
     def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
@@ -203,7 +207,7 @@ class RewardClient(BaseClient):
         try:
             if call is None:
                 raise errors.CallError(f"the call to {self.endpoint} was cancelled: Channel closed!", _CANCELLED)
-            if call.code() is not grpc.StatusCode.OK:
+            if call in failures:
                 raise self.error_of(call, timeout_s, failures) from call
             future.set_result(self.decode(call.result(), group))
         except Exception as error:
