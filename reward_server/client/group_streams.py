@@ -37,7 +37,7 @@ SendAlone = Callable[[pb.ScoreGroupRequest, float, Metadata], Any]
 # Beyond this a stream saves little more for a group, and its groups are spread less well over replicas.
 _MOST_GROUPS = 32
 # A server works on one message while the next one comes, and every server and proxy takes messages of this length.
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = 2 << 20
 # A server that does not have the call may be replaced by one that has it.
 _ASK_AGAIN_S = 60.0
 

@@ -80,9 +80,9 @@ def test_a_group_alone_needs_no_stream_and_none_needs_no_call() -> None:
         ([1] * 40, 3, [13, 13, 14]),
         ([1] * 100, 3, [16, 17, 17, 16, 17, 17]),  # each replica as many calls as the others
         ([1] * 3, 8, [1, 1, 1]),
-        ([MIB // 4] * 16, 1, [4, 4, 4, 4]),  # at most 1 MiB in a call
-        ([MIB // 4] * 16, 3, [2, 3, 3, 2, 3, 3]),
-        ([MIB, 2 * MIB, 1, *[1] * 9], 1, [1, 1, 1, 3, 3, 3]),  # but for a group that is longer
+        ([MIB // 2] * 16, 1, [4, 4, 4, 4]),  # at most 2 MiB in a call
+        ([MIB // 2] * 16, 3, [2, 3, 3, 2, 3, 3]),
+        ([2 * MIB, 4 * MIB, 1, *[1] * 9], 1, [1, 1, 1, 3, 3, 3]),  # but for a group that is longer
         ([], 2, []),
     ],
 )
