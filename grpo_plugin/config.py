@@ -13,10 +13,11 @@ from typing import Any
 from trl import GRPOConfig
 
 from grpo_plugin.config_checks import KL_ANCHORS, check, explained
+from grpo_plugin.sampling_config import SamplingConfig
 
 
 @dataclass
-class RemoteGRPOConfig(GRPOConfig):
+class RemoteGRPOConfig(SamplingConfig):
     """The arguments of RemoteGRPOTrainer: all fields of `trl.GRPOConfig`, and these."""
 
     reward_endpoint: list[str] | None = field(
@@ -158,29 +159,6 @@ class RemoteGRPOConfig(GRPOConfig):
             "values <column>/<value>/reward, rewards/<scorer>, groups, without_signal (the share of groups whose "
             "rewards are all equal) and failed (the share of completions with a failed score). Later values are "
             "logged as 'other'."
-        },
-    )
-    difficulty_band: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Lowest and highest pass share, such as 0.1 0.9: prompts outside it are visited less from the next "
-            "epoch on. A prompt's pass share is the mean score of its completions by difficulty_scorer over its last "
-            "difficulty_visits visits. An epoch stays as long as the data set. Unset visits every prompt once an epoch."
-        },
-    )
-    difficulty_scorer: str | None = field(
-        default=None,
-        metadata={
-            "help": "The scorer, or reward function, whose scores of 0 to 1 are passes; needed if there are several."
-        },
-    )
-    difficulty_visits: int = field(
-        default=2, metadata={"help": "How many of a prompt's last visits make its pass share."}
-    )
-    difficulty_weight: float = field(
-        default=0.25,
-        metadata={
-            "help": "How often a prompt outside difficulty_band is visited, relative to one inside: between 0 and 1."
         },
     )
     token_batches: bool = field(

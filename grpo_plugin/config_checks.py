@@ -11,11 +11,13 @@ from trl import GRPOConfig
 
 from grpo_plugin.rewards.policies import policy_of
 from grpo_plugin.rewards.recording import share_of
+from grpo_plugin.sampling.group_filters import filter_of
 
 if TYPE_CHECKING:
     from grpo_plugin.config import RemoteGRPOConfig
 
 AUTO = "auto"
+MOST_OVERSAMPLE = 8.0
 KL_ANCHORS = ("reference", "old")
 
 
@@ -57,6 +59,7 @@ def check(config: RemoteGRPOConfig) -> None:
         raise ValueError(f"max_failure_rate is a share between 0 and 1, not {config.max_failure_rate}")
     _check_step(config)
     _check_difficulty(config)
+    _check_sampling(config)
     if config.kl_anchor not in KL_ANCHORS:
         raise ValueError(f"kl_anchor must be one of {', '.join(KL_ANCHORS)}, not {config.kl_anchor!r}")
     if config.kl_anchor == "old" and config.beta == 0.0:
@@ -96,3 +99,23 @@ def _check_difficulty(config: RemoteGRPOConfig) -> None:
         raise ValueError(f"difficulty_weight is between 0 and 1, not {config.difficulty_weight}")
     if config.difficulty_visits < 1:
         raise ValueError(f"difficulty_visits must be at least 1, not {config.difficulty_visits}")
+
+
+def _check_sampling(config: RemoteGRPOConfig) -> None:
+    if config.max_sampling_rounds < 1:
+        raise ValueError(f"max_sampling_rounds must be at least 1, not {config.max_sampling_rounds}")
+    if not 1 <= config.oversample <= MOST_OVERSAMPLE:
+        raise ValueError(f"oversample is between 1.0 (off) and {MOST_OVERSAMPLE:g}, not {config.oversample}")
+    if config.max_group_age < 0:
+        raise ValueError(f"max_group_age is a number of optimizer steps, 0 for none, not {config.max_group_age}")
+    filter_of(config.group_filter, config.pass_rate, config.pass_rate_scorer)
+    if config.pass_rate is not None and config.group_filter != "pass_rate":
+        raise ValueError(f"pass_rate belongs to group_filter 'pass_rate', and group_filter is {config.group_filter!r}")
+    if config.dynamic_sampling:
+        return
+    for name in ("oversample", "group_filter", "max_sampling_rounds", "max_group_age"):
+        value = getattr(config, name)
+        if value != type(config).__dataclass_fields__[name].default:
+            raise ValueError(
+                f"{name} ({value}) does nothing without dynamic_sampling: set that to true, or leave it out"
+            )

@@ -57,12 +57,19 @@ SERVER_ARROWS = {
 }
 PLUGIN_ARROWS = {
     "errors": set(),
-    "config_checks": {"config", "errors", "rewards.policies", "rewards.recording"},  # config: its type alone
-    "config": {"config_checks", "errors"},
+    "config_checks": {
+        "config",
+        "errors",
+        "rewards.policies",
+        "rewards.recording",
+        "sampling.group_filters",
+    },  # config: its type alone
+    "sampling_config": set(),
+    "config": {"config_checks", "errors", "sampling_config"},
     "policies": {"rewards.policies"},
     "batching": {"config", "errors", "rewards"},
     "rewards": {"config", "errors"},
-    "sampling": set(),
+    "sampling": {"rewards"},
     "trainer": {"batching", "config", "errors", "rewards", "sampling"},
     "cli": {"config", "errors", "trainer", "train"},
     "train": {"cli", "config", "errors", "trainer"},

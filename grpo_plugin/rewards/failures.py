@@ -32,15 +32,23 @@ class FailureRate:
     def __init__(self, limit: float, window: int):
         self._limit = limit
         self._steps: deque[tuple[int, int]] = deque(maxlen=window)
+        self._last: int | None = None
         self.cause: str | None = None
 
     def begin(self) -> None:
         """Starts an empty window: a new run is not judged by the failures of the one before."""
         self._steps.clear()
-        self.cause = None
+        self._last = self.cause = None
 
-    def add(self, failed: int, completions: int, summary: str | None) -> None:
-        """Adds a step: its failed completions, all of them, and what failed. Judges once the window is full."""
+    def add(self, failed: int, completions: int, summary: str | None, generation: int | None = None) -> None:
+        """Adds a step: its failed completions, all of them, and what failed. Judges once the window is full.
+
+        What is added again under the number of the last `generation` belongs to the same step.
+        """
+        if generation is not None and generation == self._last:
+            before_failed, before = self._steps.pop()
+            failed, completions, self.cause = failed + before_failed, completions + before, None
+        self._last = generation
         self._steps.append((failed, completions))
         rate = sum(f for f, _ in self._steps) / sum(n for _, n in self._steps)
         if len(self._steps) == self._steps.maxlen and rate > self._limit:

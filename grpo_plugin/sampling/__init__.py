@@ -1,4 +1,6 @@
-"""Which prompts are generated for. Owns the history of prompts and what an epoch visits.
+"""Which prompts are generated for, and which groups are trained on.
 
-Knows nothing of models, services or ranks: every rank keeps the same history and so draws the same order.
+Owns the history of prompts and what an epoch visits (`difficulty`), and how a batch is filled with groups that are
+worth training on (`refill`, `group_filters`, `prompt_stream`). Knows nothing of models, services or of how ranks talk:
+every rank keeps the same state and so decides the same.
 """

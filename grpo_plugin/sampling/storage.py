@@ -1,6 +1,6 @@
-"""The history of prompts in a checkpoint: its file, which the main process writes and reads for all ranks.
+"""What sampling knows, in a checkpoint: its files, which the main process writes and reads for all ranks.
 
-Knows nothing of what the history holds.
+Knows nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -8,22 +8,45 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-FILE_NAME = "difficulty.json"
-
-
-def write(checkpoint: Path, state: Mapping[str, Any]) -> None:
-    """Writes the file into a checkpoint's folder, which is there."""
-    (checkpoint / FILE_NAME).write_text(json.dumps(state) + "\n")
+DIFFICULTY = "difficulty.json"
+SAMPLING = "sampling.json"
 
 
-def read_on_main(checkpoint: Path) -> dict[str, Any] | None:
+class HasState(Protocol):
+    """What a checkpoint keeps a state of."""
+
+    def state(self) -> Mapping[str, Any]: ...
+
+
+class SaveState(TrainerCallback):
+    """Writes a state with each checkpoint, on the main process."""
+
+    def __init__(self, name: str, kept: HasState):
+        self._name = name
+        self._kept = kept
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder, self._name, self._kept.state())
+
+
+def write(checkpoint: Path, name: str, state: Mapping[str, Any]) -> None:
+    """Writes a file into a checkpoint's folder, which is there."""
+    (checkpoint / name).write_text(json.dumps(state) + "\n")
+
+
+def read_on_main(checkpoint: Path, name: str) -> dict[str, Any] | None:
     """What the main process has in its file, on all ranks: other machines may not see that file. None without one."""
-    path = checkpoint / FILE_NAME
+    path = checkpoint / name
     found = [json.loads(path.read_text()) if PartialState().is_main_process and path.exists() else None]
     broadcast_object_list(found)
     return found[0]

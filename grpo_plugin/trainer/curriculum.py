@@ -11,14 +11,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from grpo_plugin.config import setting
 from grpo_plugin.sampling import storage
 from grpo_plugin.sampling.difficulty import Difficulty, DifficultySampler, key_of
+from grpo_plugin.sampling.refill import Round
+from grpo_plugin.sampling.storage import SaveState
 from grpo_plugin.trainer.report import ReportByTrainer
 from reward_server.errors import ConfigError
 
@@ -37,7 +38,7 @@ class CurriculumTrainer(ReportByTrainer):
         self._check_difficulty()
         weight, visits = setting(self.args, "difficulty_weight"), setting(self.args, "difficulty_visits")
         self._difficulty = Difficulty(band, weight, visits, self.args.seed)
-        saving = SaveDifficulty(self._difficulty)
+        saving = SaveState(storage.DIFFICULTY, self._difficulty)
         self.add_callback(saving)
         try:
             return super().train(*args, **kwargs)
@@ -66,17 +67,23 @@ class CurriculumTrainer(ReportByTrainer):
         return DifficultySampler(sampler, self._difficulty, (dataset or self.train_dataset)["prompt"])
 
     def _generate_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if self._difficulty is None or not self.model.training:
+        if self._difficulty is None or not self.model.training or setting(self.args, "dynamic_sampling"):
             return super()._generate_and_score(inputs)
         keys_N = [key_of(row["prompt"]) for row in getattr(inputs, "rows", inputs)]  # which TRL may add images to
         batch = super()._generate_and_score(inputs)
-        self._note_visits(self._difficulty, gather_object(keys_N))
+        self._note_visits(self._difficulty, gather_object(keys_N), self._rewards_RS)
         return batch
 
-    def _note_visits(self, difficulty: Difficulty, keys_R: list[str]) -> None:
+    def _note_scored(self, round_: Round) -> None:
+        super()._note_scored(round_)
+        if self._difficulty is not None and round_.scores_RS is not None:
+            keys_R = gather_object([key_of(sampled.row["prompt"]) for sampled in round_.rows_N])
+            self._note_visits(self._difficulty, keys_R, round_.scores_RS)
+
+    def _note_visits(self, difficulty: Difficulty, keys_R: list[str], scores_RS: torch.Tensor) -> None:
         names = self.reward_func_names
         scorer = names.index(setting(self.args, "difficulty_scorer") or names[0])
-        shares_B = self._rewards_RS[:, scorer].view(-1, self.num_generations).nanmean(dim=1)
+        shares_B = scores_RS[:, scorer].view(-1, self.num_generations).nanmean(dim=1)
         for key, share in zip(keys_R[:: self.num_generations], shares_B.tolist(), strict=True):
             difficulty.add(key, share)
         metrics = self._metrics["train"]
@@ -87,20 +94,7 @@ class CurriculumTrainer(ReportByTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self._difficulty is None or not checkpoint:
             return
-        state = storage.read_on_main(Path(checkpoint))
+        state = storage.read_on_main(Path(checkpoint), storage.DIFFICULTY)
         if state is not None:
             within = not float(self.state.epoch or 0.0).is_integer()
             self._difficulty.load(state, within_epoch=within)
-
-
-class SaveDifficulty(TrainerCallback):
-    """Writes the history with each checkpoint, on the main process."""
-
-    def __init__(self, difficulty: Difficulty):
-        self._difficulty = difficulty
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            storage.write(folder, self._difficulty.state())

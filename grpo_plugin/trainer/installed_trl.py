@@ -27,8 +27,9 @@ from reward_server.errors import ConfigError
 # The features. The first cannot be switched off, and the next three are refused; the others can be.
 TRAINER, SERVICE, DROPS, KL_ANCHOR = "the trainer", "a reward service", "on_reward_failure", "kl_anchor"
 TOKEN_BATCHES, SCORE_AHEAD, RECORDS = "token_batches", "score_ahead", "record_rewards"
+DYNAMIC = "dynamic_sampling"
 
-_OFF = {TOKEN_BATCHES: False, SCORE_AHEAD: 0, RECORDS: None}
+_OFF = {TOKEN_BATCHES: False, SCORE_AHEAD: 0, RECORDS: None, DYNAMIC: False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,18 +194,18 @@ PARTS = (
     Part("what log-probabilities are asked with", (TRAINER,), _is_asked_for_log_probs_as_we_ask),
     Part(
         "the order of generation, log-probabilities and rewards",
-        (SERVICE, SCORE_AHEAD),
+        (SERVICE, SCORE_AHEAD, DYNAMIC),
         _generates_before_it_asks_for_rewards,
     ),
     _has(
         "_generate",
-        (SERVICE, SCORE_AHEAD, RECORDS),
+        (SERVICE, SCORE_AHEAD, RECORDS, DYNAMIC),
         "what _generate returns",
         "return (prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images)",
     ),
     _has(
         "_calculate_rewards",
-        (SERVICE, TOKEN_BATCHES),
+        (SERVICE, TOKEN_BATCHES, DYNAMIC),
         "the rewards of all ranks, a column a function",
         "rewards_per_func = gather(rewards_per_func)",
         "return rewards_per_func",
@@ -238,9 +239,11 @@ PARTS = (
         "self._logs['advantages'].extend(",
         "self._metrics[mode]['frac_reward_zero_std'].append(",
     ),
-    Part("when old log-probabilities are computed", (SCORE_AHEAD,), _widens_num_iterations_alone),
+    Part("when old log-probabilities are computed", (SCORE_AHEAD, DYNAMIC), _widens_num_iterations_alone),
     _has("__init__", (KL_ANCHOR,), "when no reference model is made", "if self.beta == 0.0:"),
-    _assigns((SERVICE, DROPS), "_metrics", "_pending_metrics", "_pending_extra_logs", "reward_weights", "_step"),
+    _assigns(
+        (SERVICE, DROPS, DYNAMIC), "_metrics", "_pending_metrics", "_pending_extra_logs", "reward_weights", "_step"
+    ),
     _assigns((TOKEN_BATCHES, DROPS), "loss_type", "num_iterations", "multi_objective_aggregation", "scale_rewards"),
     _assigns((TOKEN_BATCHES,), "importance_sampling_level", "vllm_importance_sampling_mode", "pad_to_multiple_of"),
     _assigns((TOKEN_BATCHES,), "top_entropy_quantile", "_entropy_bonus_enabled", "aux_loss_enabled"),

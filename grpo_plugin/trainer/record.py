@@ -9,7 +9,7 @@ Legend: N rows on this rank, R rows of the global batch.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,11 @@ from accelerate.utils import gather_object
 from grpo_plugin.config import setting
 from grpo_plugin.rewards.columns import row_columns
 from grpo_plugin.rewards.recording import RewardRecords, Rows, share_of
-from grpo_plugin.trainer.score_ahead import ScoreAheadTrainer
+from grpo_plugin.trainer.dynamic_sampling import DynamicSamplingTrainer
 from reward_server.client.plain import plain
-from reward_server.types import Score
 
 
-class RecordTrainer(ScoreAheadTrainer):
+class RecordTrainer(DynamicSamplingTrainer):
     """TRL's trainer, which records the groups that it trains on."""
 
     reward_func_names: list[str]
@@ -41,10 +40,6 @@ class RecordTrainer(ScoreAheadTrainer):
         if setting(self.args, "record_rewards") is not None and self.model.training:
             self._record_rows(getattr(inputs, "rows", inputs))
         return batch
-
-    def _failures_R(self, rows: int) -> Sequence[Mapping[str, Score]]:
-        """The failed scores of each row of the generation by reward function; a subclass knows them."""
-        return [{}] * rows
 
     def _config_digest(self) -> str:
         """The configuration that scored the generation; a subclass knows it."""
@@ -75,7 +70,7 @@ class RecordTrainer(ScoreAheadTrainer):
             columns_R,
             scores,
             self.reward_weights.tolist(),
-            self._failures_R(count),
+            self._failures_R or [{}] * count,
             logged["advantages"],
             lengths_R,
             truncated_R,

@@ -88,11 +88,12 @@ class RemoteGRPOTrainer(ServiceScoresTrainer):
         rollout_func: Callable[..., dict[str, Any]] | None = None,
         environment_factory: Any = None,
     ):
-        if setting(args, "score_ahead") and environment_factory is not None:
-            raise ValueError(
-                "score_ahead plays a generation back when its scores arrive, and environments would be reset by it: "
-                "set score_ahead to 0, or use a rollout_func"
-            )
+        for feature in ("score_ahead", "dynamic_sampling"):
+            if setting(args, feature) and environment_factory is not None:
+                raise ValueError(
+                    f"{feature} plays a generation back when its scores are there, and environments would be reset by "
+                    f"it: set {feature} to {type(setting(args, feature))()}, or use a rollout_func"
+                )
         for sentence in fit(args, moved(GRPOTrainer)):
             logger.warning(sentence)
         check_report_by(args, train_dataset, eval_dataset)

@@ -39,7 +39,7 @@ class ReportByTrainer(RecordTrainer):
         rewards_RS, training = self._rewards_RS, self._mode == "train"
         scored = Scored(
             rewards_RS,
-            [bool(failures) for failures in self._failures_R(len(rewards_RS))],
+            [bool(failures) for failures in self._failures_R or [{}] * len(rewards_RS)],
             self.reward_weights.to(rewards_RS.device),
             self.reward_func_names,
             self.num_generations if training else self.num_generations_eval,

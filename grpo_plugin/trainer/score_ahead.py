@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from grpo_plugin.config import setting
 from grpo_plugin.rewards.collect import Pending
 from grpo_plugin.rewards.groups import GroupLayout
 from grpo_plugin.trainer.group_signal import GroupSignalTrainer
+from reward_server.types import Score
 
 
 class ScoresNotDueError(Exception):
@@ -81,6 +82,7 @@ class ScoreAheadTrainer(GroupSignalTrainer):
     num_iterations: int
     _pending: tuple[Pending, GroupLayout] | None = None  # of the batch that is being generated or ended
     _inputs: list[dict[str, Any]] = []  # noqa: RUF012 - its rows; never changed in place
+    _failures_R: Sequence[Mapping[str, Score]] = ()  # its failed scores, a row each; empty where nobody knows of any
     _begun: Generation | None = None
     _recorded: Generation | None = None
     _replayed: Generation | None = None
@@ -97,7 +99,7 @@ class ScoreAheadTrainer(GroupSignalTrainer):
         return self._generate_and_score(inputs)
 
     def _generate_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._inputs, self._dropped_R = inputs, None
+        self._inputs, self._dropped_R, self._failures_R = inputs, None, ()
         try:
             batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         finally:
@@ -140,6 +142,7 @@ class ScoreAheadTrainer(GroupSignalTrainer):
         if generation is None or generation.inputs is not getattr(inputs, "rows", inputs):
             self._forget(generation)
             generation = self._begin(inputs)
+        self._carry_on(generation)
         upcoming = getattr(inputs, "upcoming", None)
         if upcoming is not None and self._will_train_next():
             self._begun = self._begin(upcoming)
@@ -169,14 +172,22 @@ class ScoreAheadTrainer(GroupSignalTrainer):
         finally:
             self._replayed = None
 
+    def _carry_on(self, generation: Generation) -> None:
+        """Whatever a subclass begins for this generation before the next one is generated: it is scored meanwhile."""
+
     def _forget(self, generation: Generation | None) -> None:
         if generation is not None and generation.pending is not None:
             generation.pending[0].cancel()
 
     def _will_train_next(self) -> bool:
         """Whether the generation after this one begins before the last optimizer step is done."""
+        return self.state.global_step + self._updates_until_next < self.state.max_steps
+
+    @property
+    def _updates_until_next(self) -> int:
+        """The optimizer steps between the begin of this generation's training and that of the next one's."""
         calls = self._step % self.args.gradient_accumulation_steps + self._calls_in_generation
-        return self.state.global_step + calls // self.args.gradient_accumulation_steps < self.state.max_steps
+        return calls // self.args.gradient_accumulation_steps
 
     @property
     def _calls_in_generation(self) -> int:

@@ -10,7 +10,6 @@ Legend: R rows of the global batch, S scorers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from grpo_plugin.rewards.survivors import drop_failed
 from grpo_plugin.trainer.curriculum import CurriculumTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.observability import tracing
-from reward_server.types import Group, Score, Status
+from reward_server.types import Group, Status
 
 logger = get_logger(__name__)
 
@@ -44,7 +43,6 @@ class ServiceScoresTrainer(CurriculumTrainer):
     _provenance: dict[str, Any]
     _policy: FailurePolicy
     _failure_rate: FailureRate
-    _outcome: Outcome | None = None  # of the last generation
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         with tracing.span("grpo.batch", {"step": self.state.global_step, "mode": self._mode}):
@@ -85,7 +83,8 @@ class ServiceScoresTrainer(CurriculumTrainer):
         if self._pending is None:
             return rewards_RS
         pending, layout = self._pending
-        outcome = self._outcome = self._collect(pending, layout)
+        outcome = self._collect(pending, layout)
+        self._failures_R = outcome.failures_R()
         values_RS = torch.tensor(outcome.values_RS(), dtype=rewards_RS.dtype, device=rewards_RS.device)
         rewards_RS[:, self._remote] = values_RS
         failed_BGS = outcome.failed_BGS()
@@ -106,15 +105,12 @@ class ServiceScoresTrainer(CurriculumTrainer):
             logger.warning(failures)
         if self.model.training:
             failed = int(outcome.failed_BGS().any(axis=2).sum())
-            self._failure_rate.add(failed, layout.groups * layout.group_size, failures)
+            self._failure_rate.add(failed, layout.groups * layout.group_size, failures, self._step)
         changed = outcome.digests() - {self._provenance["config_digest"]}
         if changed:
             self._accept_or_refuse_change()
         self._record(outcome)
         return outcome
-
-    def _failures_R(self, rows: int) -> Sequence[Mapping[str, Score]]:
-        return super()._failures_R(rows) if self._outcome is None else self._outcome.failures_R()
 
     def _config_digest(self) -> str:
         return "" if self._connection is None else str(self._provenance["config_digest"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,14 +16,17 @@ from typing import Any
 import pytest
 import yaml
 
+from grpo_plugin import RemoteGRPOConfig
 from reward_server.config import config_from_mapping
 from reward_server.evaluation.cases import read_cases
 from tests.support.pages import Block, Reader, blocks_of
+from tests.support.training import ON_CPU
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LANGUAGES = {"python", "bash", "yaml", "toml", "text", "json", ""}
+TRAINER_KEYS = {field.name for field in dataclasses.fields(RemoteGRPOConfig)}
 SERVER_KEYS = {
     "scorers",
     "tls",
@@ -85,6 +89,9 @@ def test_the_configurations_on_a_page_are_ones_that_the_server_reads(name: str, 
             if "applications" in mapping:  # a file for Ray Serve
                 for deployment in mapping["applications"][0]["deployments"]:
                     config_from_mapping(deployment["user_config"], tmp_path, name)
+                continue
+            if set(mapping) <= TRAINER_KEYS:
+                RemoteGRPOConfig(str(tmp_path), **ON_CPU, **mapping)
                 continue
             assert set(mapping) & SERVER_KEYS, f"{name}: what is this YAML for?\n{block.text}"
             config_from_mapping(completed(mapping), tmp_path, name)

@@ -23,6 +23,7 @@ from grpo_plugin import RemoteGRPOConfig, RemoteGRPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.end_to_end.tape import Player, Tape, record
 from tests.support import scoring
 from tests.support.builders import make_dataset
 from tests.support.memory import SavedTensors
@@ -78,13 +79,21 @@ def main(path: Path) -> None:
     spec = json.loads(path.read_text())
     remote = spec["trainer"] == "remote"
     config, trainer_class = (RemoteGRPOConfig, RemoteGRPOTrainer) if remote else (GRPOConfig, GRPOTrainer)
+    player = Player(Path(spec["plays"])) if spec.get("plays") else None
     trainer = trainer_class(
         spec["model"],
-        reward_funcs=[getattr(scoring, name) for name in spec.get("rewards", [])] or None,
+        reward_funcs=[player.reward]
+        if player
+        else [getattr(scoring, name) for name in spec.get("rewards", [])] or None,
         args=config(str(path.parent / "run"), **spec["args"]),
         train_dataset=make_dataset(),
-        rollout_func=ROLLOUTS.get(spec.get("rollout", "")),
+        rollout_func=player.rollout if player else ROLLOUTS.get(spec.get("rollout", "")),
     )
+    tape: Tape = []
+    if player:
+        player.give_old_log_probs(trainer)
+    if spec["args"].get("dynamic_sampling"):
+        record(trainer, tape)
     if spec.get("corrects_for_sampler"):
         correct_for_sampler(trainer)
     if remote and spec.get("room_bytes"):
@@ -97,7 +106,9 @@ def main(path: Path) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers ZeRO-3's shards, so every rank calls it
     if trainer.accelerator.is_main_process:
         torch.save({name: value.float().cpu() for name, value in state.items()}, path.with_suffix(".pt"))
+        path.with_suffix(".tape").write_text(json.dumps(tape))
         path.with_suffix(".out").write_text(json.dumps({"log": trainer.state.log_history, "batches": batches}))
+    trainer.accelerator.wait_for_everyone()  # a spec may play what the one before it wrote
 
 
 def correct_for_sampler(trainer: Any) -> None:

@@ -39,7 +39,7 @@ ARGS = {
 OURS = {
     *("reward_timeout_s", "reward_endpoint", "reward_config", "kl_anchor", "on_reward_failure", "max_failure_rate"),
     *("token_batches", "padding_free", "shared_prefix", "max_tokens_per_micro_batch", "score_ahead"),
-    "record_rewards",
+    *("record_rewards", "dynamic_sampling", "oversample", "max_group_age", "max_sampling_rounds"),
 }
 
 Serve = Callable[..., Any]

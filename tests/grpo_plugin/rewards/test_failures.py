@@ -37,6 +37,19 @@ def test_the_rate_is_judged_over_a_full_window_and_sets_the_cause_once_it_is_too
     assert "two failed" in rate.cause
 
 
+def test_what_is_scored_in_parts_is_judged_as_one_generation() -> None:
+    rate = FailureRate(0.5, window=2)
+    rate.add(0, 4, None, generation=0)
+    rate.add(4, 4, "all failed", generation=1)
+    rate.add(4, 4, "all failed again", generation=1)
+    assert rate.cause is not None, "8 of 12"
+    rate.add(0, 8, None, generation=1)
+    assert rate.cause is None, "8 of 20"
+    rate.add(8, 8, "all failed", generation=2)
+    assert rate.cause is not None, "the first generation has left the window, and no part of the second"
+    assert "67%" in rate.cause
+
+
 @pytest.mark.oldest_trl
 @pytest.mark.slow
 def test_a_run_goes_on_through_failures_and_logs_them(tiny_model: str, tmp_path: Path, serve: Serve) -> None:

@@ -23,8 +23,8 @@ def read_history(ranks: Ranks) -> Any:
     PartialState(cpu=True)
     with tempfile.TemporaryDirectory() as folder:
         if ranks.rank == 0:
-            storage.write(Path(folder), {"epochs": 2})
-        return storage.read_on_main(Path(folder))
+            storage.write(Path(folder), storage.DIFFICULTY, {"epochs": 2})
+        return storage.read_on_main(Path(folder), storage.DIFFICULTY)
 
 
 @pytest.mark.slow
@@ -33,4 +33,4 @@ def test_ranks_of_other_machines_get_the_history_of_the_main_process(tmp_path: P
 
 
 def test_a_checkpoint_without_a_history_has_none(tmp_path: Path) -> None:
-    assert storage.read_on_main(tmp_path) is None
+    assert storage.read_on_main(tmp_path, storage.DIFFICULTY) is None

@@ -32,11 +32,14 @@ RETURNED = ("return prompt_ids, completion_ids, tool_mask", "return completion_i
 ANCHOR = ("if self.beta == 0.0", "if not self.beta")
 MOVES = {
     BUFFER: {"on_reward_failure", "token_batches"},
-    RETURNED: {"a reward service", "score_ahead", "record_rewards"},
+    RETURNED: {"a reward service", "score_ahead", "record_rewards", "dynamic_sampling"},
     ("prompts, completions, completion_ids_list):", "prompts, completions, ids):"): {"the trainer"},
     ("logits_to_keep,\n        batch_size=None", "width,\n        batch_size=None"): {"the trainer"},
     ('"num_items_in_batch": num_', '"items": num_'): {"on_reward_failure", "token_batches"},
-    ("self.args.steps_per_generation * self.num_iterations", "self.args.steps_per_generation"): {"score_ahead"},
+    ("self.args.steps_per_generation * self.num_iterations", "self.args.steps_per_generation"): {
+        "score_ahead",
+        "dynamic_sampling",
+    },
     ANCHOR: {"kl_anchor"},
     ("self._step += 1", "self._step += 1  # a comment is no move"): set(),
 }
