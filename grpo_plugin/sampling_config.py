@@ -52,8 +52,9 @@ class SamplingConfig(GRPOConfig):
     oversample: float = field(
         default=1.0,
         metadata={
-            "help": "How many groups dynamic_sampling generates for each one that it expects to need: 1.5 generates "
-            "half as many again at once, for fewer rounds. What is not needed is kept, see max_group_age."
+            "help": "How many groups worth training on dynamic_sampling aims at for each place in a batch. Above 1.0 a "
+            "batch is full before the last scores are there, which are not waited for: with 1.5 the next batch finds "
+            "half a batch of groups scored already. They are one optimizer step old then, see max_group_age."
         },
     )
     max_group_age: int = field(

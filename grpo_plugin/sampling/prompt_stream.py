@@ -27,6 +27,10 @@ class PromptStream:
         start, self._taken = self._taken, self._taken + count - len(first)
         return first + [self._at(place) for place in range(start, self._taken)]
 
+    def give_back(self, indices: Iterable[int]) -> None:
+        """These were taken for nothing: they come again before any other."""
+        self._returned[:0] = indices
+
     def _at(self, place: int) -> int:
         number, within = divmod(place, self.size)
         if self._order[0] != number:

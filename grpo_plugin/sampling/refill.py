@@ -13,7 +13,6 @@ Legend: N rows on this rank, R rows of the global batch, B groups of it, G compl
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,11 +123,19 @@ class Filling:
         kept = 0 if self.main.kept_B is None else int(self.main.kept_B.sum())
         return kept + len(self.spares)
 
-    def wanted(self, share: float | None) -> int:
-        """How many more groups to generate, if `share` of those in flight will be kept; 0 if that will do."""
+    @property
+    def is_full(self) -> bool:
+        """Whether every place has a group worth training on, so that nothing in flight need be waited for."""
+        return self.main.kept_B is not None and self.have >= self.groups
+
+    def wanted(self, share: float | None, oversample: float = 1.0) -> int:
+        """How many more groups to generate, if `share` of those in flight will be kept; 0 if that will do.
+
+        `oversample` is how many kept groups to aim at for each place.
+        """
         if share is None:
             return 0
-        missing = self.groups - self.have - share * sum(round_.groups for round_ in self.in_flight)
+        missing = oversample * self.groups - self.have - share * sum(round_.groups for round_ in self.in_flight)
         return math.ceil(missing / max(share, 1 / _MOST_FOR_ONE)) if missing >= 0.5 else 0
 
     def placed(self) -> dict[int, Spare]:
@@ -139,9 +146,11 @@ class Filling:
         """What is left when the holes are filled."""
         return self.spares[len(self.holes) :]
 
-    def unused_indices(self) -> Iterator[int]:
-        """The prompts of the stream that nothing has come of yet."""
-        return itertools.chain.from_iterable(round_.indices_B for round_ in self.in_flight)
+    def take_unneeded(self) -> list[Round]:
+        """The rounds that are in flight and need not be waited for; they are not this batch's any more."""
+        unneeded = list(self.in_flight)
+        self.in_flight.clear()
+        return unneeded
 
     @contextlib.contextmanager
     def cancelled_on_error(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from grpo_plugin.sampling.group_filters import GroupFilter
 from grpo_plugin.sampling.prompt_stream import PromptStream
-from grpo_plugin.sampling.refill import Filling, PassShare, Spare
+from grpo_plugin.sampling.refill import Filling, PassShare, Round, Spare
 
 
 class Sampling:
@@ -18,22 +18,39 @@ class Sampling:
         self.filter = group_filter
         self.share = PassShare()
         self.surplus: list[Spare] = []
+        self.in_flight: list[Round] = []  # sampled for a batch that was full without them
         self.begun: Filling | None = None  # with score_ahead: the batch that is scored while another is trained on
 
     def use_surplus(self, filling: Filling, now: int, max_age: int) -> None:
         """Hands the surplus to a batch, as far as it is not too old by then."""
         self.drop_old(now, max_age)
         filling.spares[:0], self.surplus = self.surplus, []
+        filling.in_flight.extendleft(reversed(self.in_flight))
+        self.in_flight = []
 
     def drop_old(self, now: int, max_age: int) -> None:
-        """Keeps of the surplus what is at most `max_age` optimizer steps old at the step `now`."""
+        """Keeps of the surplus what is at most `max_age` optimizer steps old at the step `now`.
+
+        Prompts of which no scores have come by then go back into the stream.
+        """
         self.surplus = [spare for spare in self.surplus if now - spare.step <= max_age]
+        for round_ in self.in_flight:
+            if now - round_.step > max_age:
+                round_.cancel()
+                self.stream.give_back(round_.indices_B)
+        self.in_flight = [round_ for round_ in self.in_flight if now - round_.step <= max_age]
+
+    def cancel(self) -> None:
+        """Ends the calls that are in flight."""
+        for round_ in self.in_flight:
+            round_.cancel()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: prompts whose groups were sampled and not trained on come again."""
-        unused = [spare.index for spare in self.surplus]
-        if self.begun is not None:
-            unused += [spare.index for spare in self.begun.spares] + list(self.begun.unused_indices())
+        begun = self.begun
+        spares = self.surplus if begun is None else [*self.surplus, *begun.spares]
+        rounds = self.in_flight if begun is None else [*self.in_flight, *begun.in_flight]
+        unused = [spare.index for spare in spares] + [index for round_ in rounds for index in round_.indices_B]
         return {"stream": self.stream.state(unused), "share": self.share.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -73,6 +73,7 @@ class DynamicSamplingTrainer(RoundsTrainer):
         try:
             return super().train(*args, **kwargs)
         finally:
+            self._sampling.cancel()
             self.remove_callback(saving)
 
     def _make_sampling(self) -> Sampling:
@@ -112,20 +113,21 @@ class DynamicSamplingTrainer(RoundsTrainer):
         return self._train_on(batch)
 
     def _begin_filling(self, inputs: list[dict[str, Any]], sampling: Sampling) -> Filling:
-        """Generates for TRL's batch, and for as many prompts more as `oversample` says."""
+        """Generates for TRL's batch; before any share is known, for as many prompts more as `oversample` says."""
         groups = len(inputs) * self.accelerator.num_processes // self.num_generations
         filling = Filling(groups, inputs, self._generate_rows(inputs, groups))
-        more = min(round((setting(self.args, "oversample") - 1) * groups), sampling.stream.size)
+        more = 0.0 if sampling.share.value is not None else (setting(self.args, "oversample") - 1) * groups
+        more = min(round(more), sampling.stream.size)
         with filling.cancelled_on_error():
             for size in sizes(more, groups, self._unit):
                 self._generate_more(filling, sampling, size)
         return filling
 
     def _fill(self, filling: Filling, sampling: Sampling) -> None:
-        """Generates rounds until enough groups are kept, and takes the scores of all of them."""
+        """Generates rounds and takes their scores until enough groups are kept; the rest is not waited for."""
         sampling.use_surplus(filling, self.state.global_step, setting(self.args, "max_group_age"))
         self._generate_round(filling, sampling)
-        while filling.in_flight:
+        while filling.in_flight and not filling.is_full:
             self._take(filling, sampling)
             self._generate_round(filling, sampling)
 
@@ -140,7 +142,7 @@ class DynamicSamplingTrainer(RoundsTrainer):
 
     def _wanted(self, filling: Filling, sampling: Sampling) -> int:
         """How many groups to ask for; a batch asks for no more prompts than there are."""
-        wanted = math.ceil(filling.wanted(sampling.share.value) * setting(self.args, "oversample"))
+        wanted = filling.wanted(sampling.share.value, setting(self.args, "oversample"))
         return max(0, min(wanted, sampling.stream.size - filling.asked))
 
     def _generate_more(self, filling: Filling, sampling: Sampling, groups: int) -> None:
@@ -193,11 +195,16 @@ class DynamicSamplingTrainer(RoundsTrainer):
 
     def _keep_surplus(self, filling: Filling, sampling: Sampling) -> None:
         """Keeps what is left for the next batch, with its log-probabilities by the policy that sampled it."""
-        sampling.surplus = filling.surplus()
+        sampling.surplus, sampling.in_flight = filling.surplus(), filling.take_unneeded()
         sampling.drop_old(self.state.global_step + self._updates_until_next, setting(self.args, "max_group_age"))
+        if not self._will_train_next():
+            return
         new = [row for spare in sampling.surplus for row in spare.rows_G if row.old_log_probs is None]
-        if new and self._will_train_next():
+        if new:
             self._note_old_log_probs_together(new)
+        for round_ in sampling.in_flight:
+            if round_.rows_N[0].old_log_probs is None:
+                self._note_old_log_probs(round_.rows_N)
 
     def _note_old_log_probs_together(self, rows: Sequence[Sampled]) -> None:
         """Old log-probabilities of rows that every rank holds: each computes as many of them, some twice if need be."""
@@ -226,7 +233,7 @@ class DynamicSamplingTrainer(RoundsTrainer):
         filling, sampling = generation.filling, self._sampling
         with filling.cancelled_on_error():
             sampling.use_surplus(filling, self.state.global_step, setting(self.args, "max_group_age"))
-            while filling.in_flight and filling.main.step < self.state.global_step:
+            while filling.in_flight and filling.in_flight[0].step < self.state.global_step:
                 self._take(filling, sampling)
             self._generate_round(filling, sampling)
 

@@ -34,5 +34,12 @@ def test_after_a_break_it_goes_on_and_gives_first_what_nothing_came_of() -> None
     assert again.state(unused=[])["returned"] == [first[6]], "what was given back and not taken yet is kept"
 
 
+def test_what_is_given_back_comes_before_any_other() -> None:
+    stream = PromptStream(20, seed=0)
+    first = stream.take(5)
+    stream.give_back(first[3:])
+    assert stream.take(3) == [*first[3:], *PromptStream(20, seed=0).take(6)[5:]]
+
+
 def test_of_one_prompt_it_comes_every_time() -> None:
     assert PromptStream(1, seed=0).take(3) == [0, 0, 0]

@@ -110,6 +110,18 @@ def test_it_asks_for_what_is_missing_over_the_share_that_is_kept() -> None:
     found.add(round_of(6, [True] * 6, name="r"))
     assert found.wanted(0.5) == 0, "what is in flight will do"
     assert found.wanted(0.25) == 6
+    assert found.wanted(0.5, oversample=1.5) == 4, "two kept groups more than places"
+
+
+def test_a_batch_is_full_when_its_own_scores_are_there_and_what_is_in_flight_then_is_not_its_any_more() -> None:
+    found = filling([True, False], [spare("a")])
+    assert found.is_full
+    found.add(round_of(2, [True, True], name="r"))
+    assert found.is_full
+    assert [part.groups for part in found.take_unneeded()] == [2]
+    assert not found.in_flight
+    found.main.kept_B = None
+    assert not found.is_full, "the holes are not known yet"
 
 
 def test_the_share_forgets_slowly() -> None:

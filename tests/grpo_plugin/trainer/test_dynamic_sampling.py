@@ -52,7 +52,9 @@ class Spy(RemoteGRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.events: list[str] = []
-        self.prompts: list[str] = []
+        self.prompts: list[str] = []  # that were generated for
+        self.scored: list[str] = []
+        self.generated: list[int] = []  # how many prompts, by the end of each step
         self.sampled_with: dict[int, dict[str, torch.Tensor]] = {}
         self.batches: list[Any] = []
         self.trained: list[dict[str, Any]] = []
@@ -66,10 +68,12 @@ class Spy(RemoteGRPOTrainer):
 
     def _score_rows(self, round_: Any) -> None:
         self.events.append("score")
+        self.scored += [row.prompt for row in round_.rows_N[::SIZE]]
         super()._score_rows(round_)
 
     def _train_on(self, batch: Any) -> Any:
         self.events.append("train")
+        self.generated.append(len(self.prompts))
         self.batches.append(batch)
         self.trained.append(super()._train_on(batch))
         return self.trained[-1]
@@ -108,12 +112,12 @@ def test_every_step_trains_on_open_prompts_only_and_says_what_it_took(tiny_model
     trainer = run(tiny_model, tmp_path)
     assert all("open" in prompt for step in trainer.kept() for prompt in step)
     assert len(trainer.logged("sampling/prompts")) == 6
-    assert sum(trainer.logged("sampling/prompts")) == len(trainer.prompts)
+    assert sum(trainer.logged("sampling/prompts")) == len(trainer.scored) <= len(trainer.prompts)
     assert trainer.logged("frac_reward_zero_std") == [0.0] * 6
     assert trainer.logged("sampling/unfilled") == [0.0] * 6
     assert all(rounds <= 3 for rounds in trainer.logged("sampling/rounds"))
     each = zip(trainer.logged("sampling/kept_share"), trainer.logged("sampling/prompts"), strict=True)
-    assert sum(share * prompts for share, prompts in each) == sum("open" in prompt for prompt in trainer.prompts)
+    assert sum(share * prompts for share, prompts in each) == sum("open" in prompt for prompt in trainer.scored)
     assert max(trainer.logged("sampling/reward")) > 0.5, "of all that was sampled"
     assert trainer.logged("reward") == [0.5] * 6, "of what is trained on"
 
@@ -192,6 +196,21 @@ def test_what_is_generated_beyond_need_is_trained_on_next_with_the_log_probs_of_
             assert torch.allclose(batch["old_per_token_logps"][row], expected, atol=1e-5)
 
 
+def test_a_full_batch_waits_for_no_scores_and_the_next_one_finds_them(tiny_model: str, tmp_path: Path) -> None:
+    names = [f"{'solved' if number % 3 else 'open'} {number}" for number in range(96)]
+    options = {"train_dataset": data(names), "per_device_train_batch_size": 32, "oversample": 1.5}
+    trainer = run(tiny_model, tmp_path, **options)
+    events = "".join(event[0] for event in trainer.events).split("t")[1:-1]
+    generated, scored = "".join(events).count("g"), "".join(events).count("s")
+    assert generated >= scored
+    assert sum(step.rstrip("t").count("g") > 1 and step.startswith("gg") for step in events) >= 4, events
+    assert trainer.logged("sampling/unfilled") == [0.0] * 6
+    later = trainer.logged("sampling/age")[1:]
+    assert all(0 < age <= 1 for age in later), "each batch after the first has groups of the one before"
+    kept = [row for batch in trainer.batches for row in batch.rows_N]
+    assert len({id(row) for row in kept}) == len(kept), "no group is trained on twice"
+
+
 def test_at_age_0_nothing_is_kept(tiny_model: str, tmp_path: Path) -> None:
     trainer = run(tiny_model, tmp_path, oversample=2.0, max_group_age=0)
     assert trainer.logged("sampling/age") == [0.0] * 6
@@ -231,7 +250,7 @@ def test_a_run_that_resumes_visits_what_the_whole_run_visits(tiny_model: str, tm
     saving = {"save_strategy": "steps", "save_steps": 1, "max_group_age": 0}
     whole = run(tiny_model, tmp_path, **saving)
     resumed = run(tiny_model, tmp_path / "b", resume=str(Path(whole.args.output_dir) / "checkpoint-3"), **saving)
-    assert resumed.prompts == whole.prompts[int(sum(whole.logged("sampling/prompts")[:3])) :]
+    assert resumed.prompts == whole.prompts[whole.generated[2] :]
     assert resumed.kept() == whole.kept()[3:]
 
 
