@@ -34,6 +34,7 @@ from reward_server.types import (
 )
 from reward_server.v1 import reward_pb2 as pb
 from reward_server.wire_json import dump_columns, dump_json, load_json, load_object
+from reward_server.wire_text import text_group
 
 RequestT = TypeVar("RequestT", bound=Message)
 
@@ -101,6 +102,8 @@ def _fill_completion(message: pb.Completion, completion: Completion, index: int)
 
 def parse_group(data: bytes) -> Group:
     """A serialised request as a group. Raises WireVersionError, or InvalidGroupError if it is no group."""
+    if (group := text_group(data)) is not None:
+        return group
     request = _parsed(pb.ScoreGroupRequest, data)
     _check_version(request.wire_version)
     return decode_group(request)

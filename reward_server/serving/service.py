@@ -270,7 +270,7 @@ class RewardService:
         seconds = time.perf_counter() - call.began
         self._metrics.call_ended(call.method, call.code, seconds)
         if log.isEnabledFor(logging.DEBUG):
-            # gRPC calls this outside of the task that served the call, whose context has the group's names.
+            # This runs in the context in which the task began, which does not have the group's names.
             fields = {**call.group_names, "code": call.code, "seconds": round(seconds, 6)}
             log.debug("%s: %s", call.method, call.code, extra={"fields": fields})
         self._calls -= 1
