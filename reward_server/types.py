@@ -1,7 +1,6 @@
 """The values that client and server exchange: a group, its scores, and a server's info.
 
-Owns the dataclasses and nothing else. Knows nothing of protobuf, gRPC, configuration or kinds of scorers, and imports
-nothing of ours.
+Owns the dataclasses and nothing else. Knows nothing of protobuf, gRPC, configuration or kinds of scorers.
 
 Legend: G completions of a group, S scorers.
 """
@@ -12,6 +11,8 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from reward_server.frozen import quick
 
 WIRE_VERSION = 1
 
@@ -37,6 +38,7 @@ class Status(enum.IntEnum):
         return self not in (Status.OK, Status.NOT_APPLICABLE)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Score:
     """The score of one completion by one scorer. `value` is a finite float if the status is OK, and None otherwise."""
@@ -46,6 +48,7 @@ class Score:
     message: str = ""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled output.
@@ -60,6 +63,7 @@ class Completion:
     prompt: Content | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Group:
     """One prompt and its G completions: the unit of scoring. A group is scored whole, and once.
@@ -150,6 +154,15 @@ class Sample:
     score_incomplete: bool = False
 
 
+def all_ok(scores: Sequence[Score]) -> bool:
+    """Whether every score has the status OK. Each group is asked, so it is one pass without a call a score."""
+    statuses = [score.status for score in scores]
+    return statuses.count(_OK) == len(statuses)
+
+
+_OK = Status.OK  # as an attribute of its class it takes longer than the rest of a score
+
+
 def group_of(samples: Sequence[Sample]) -> Group:
     """The group of samples that have the same names. Where some have token ids, a sample without them has none."""
     first, token_ids = samples[0], [sample.completion.token_ids for sample in samples]
@@ -174,6 +187,7 @@ def _is_same(a: Any, b: Any) -> bool:
         return False
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ScorerScores:
     """The G scores of a group by one scorer, and what its function logged by TRL's `log_metric` and `log_extra`.
@@ -189,6 +203,7 @@ class ScorerScores:
     extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class GroupScores:
     """The scores of a group by S scorers, in the order of the server's configuration."""
@@ -239,10 +254,14 @@ class ScorerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a server: the longest request in bytes, and the most completions in a group."""
+    """The limits of a server: the longest group in bytes, the most completions in a group and groups in a call.
+
+    `max_groups` is 0 for a server that takes one group a call.
+    """
 
     max_group_bytes: int
     max_completions: int
+    max_groups: int = 0
 
 
 @dataclass(frozen=True, slots=True)

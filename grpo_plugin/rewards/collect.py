@@ -30,7 +30,7 @@ from typing import Any
 from grpo_plugin.rewards.groups import GroupLayout
 from grpo_plugin.rewards.outcome import Answer, CallFailure, Outcome
 from reward_server.client import RewardClient
-from reward_server.errors import DeadlineError, RewardServerError
+from reward_server.errors import DeadlineError
 from reward_server.types import Group, GroupScores
 
 # gRPC ends a call at its deadline; this is how much later a rank gives up on gRPC itself.
@@ -82,21 +82,11 @@ class Pending:
 def submit(client: RewardClient, groups: Mapping[int, Group], *, timeout_s: float) -> Pending:
     """Sends every group and returns at once. A group that cannot be sent has failed; nothing is raised."""
     now = time.monotonic()
-    pending = Pending({}, submitted_at=now, deadline=now + timeout_s)
-    for number, group in groups.items():
-        future = _submit_one(client, group, timeout_s)
+    sent = client.submit_all(list(groups.values()), timeout_s=timeout_s)
+    pending = Pending(dict(zip(groups, sent, strict=True)), submitted_at=now, deadline=now + timeout_s)
+    for future in sent:
         future.add_done_callback(lambda _: _note_latency(pending))
-        pending.futures[number] = future
     return pending
-
-
-def _submit_one(client: RewardClient, group: Group, timeout_s: float) -> Future[GroupScores]:
-    try:
-        return client.submit(group, timeout_s=timeout_s)
-    except RewardServerError as error:
-        refused: Future[GroupScores] = Future()
-        refused.set_exception(error)
-        return refused
 
 
 def _note_latency(pending: Pending) -> None:

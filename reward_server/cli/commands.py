@@ -209,7 +209,7 @@ async def _score_here(config: ServerConfig, groups: Sequence[Group], timeout_s: 
 def _score_at(client: RewardClient, groups: Sequence[Group], timeout_s: float) -> list[GroupScores]:
     with client:
         client.info(min(timeout_s, _CONNECT_TIMEOUT_S))
-        return [pending.result() for pending in [client.submit(group, timeout_s=timeout_s) for group in groups]]
+        return [pending.result() for pending in client.submit_all(groups, timeout_s=timeout_s)]
 
 
 # ------------------------------------------------------------------------------------------------------------ printing

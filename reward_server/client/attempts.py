@@ -8,7 +8,7 @@ and the client translates the answer.
     attempts.cancel()                            ends what is in flight, on the server too
 
 `done(call, failures)` is called once, from a thread of gRPC or of the timers, with the attempt that decided: its code
-is OK, or that of the failure after which there is no other attempt. `call` is None if the channel was closed.
+is OK, or it is one of the failures, and there is no other attempt. `call` is None if the channel was closed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import grpc
 
 from reward_server.client.retries import HEDGE_CALLS, Retries, is_retryable
 from reward_server.client.timers import Timer, Timers
+
+_OK = grpc.StatusCode.OK
 
 Send = Callable[[float], Any]
 """Sends the call with so many seconds until its deadline, and returns gRPC's future."""
@@ -69,16 +71,17 @@ class Attempts:
         call.add_done_callback(self._ended)
 
     def _ended(self, call: Any) -> None:
+        is_answered = call.code() is _OK  # asked once, since gRPC takes a lock for it
         with self._lock:
             sent_at = self._in_flight.pop(call)
             if self._has_ended:
                 return
-            if call.code() is not grpc.StatusCode.OK:
+            if not is_answered:
                 self._failures.append(call)
                 if is_retryable(call) and (self._in_flight or self._try_again(call)):
                     return
         if self._end():
-            if call.code() is grpc.StatusCode.OK:
+            if is_answered:
                 self._retries.answered(time.monotonic() - sent_at)
             self._done(call, self._failures)
 

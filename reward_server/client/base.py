@@ -18,6 +18,7 @@ import grpc
 from reward_server import errors, wire
 from reward_server.client.credentials import Bearer, ClientTLS, check_target, handshake_failure
 from reward_server.client.proxies import code_of
+from reward_server.client.replicas import Replicas
 from reward_server.client.retries import HedgeAfter, check_hedge
 from reward_server.client.targets import Endpoint, channel_options, proxy_of, target_of
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ServerInfo
@@ -78,6 +79,10 @@ class BaseClient:
         own = (*(self._bearer.metadata() or ()), (_CALLER_KEY, f"{self._name}-{os.getpid()}"))
         return (*own, *self._metadata)
 
+    def replicas(self) -> Replicas:
+        """The replicas behind the endpoint, which are resolved at the first use."""
+        return Replicas(self._target, self._tls)
+
     def encode(self, group: Group) -> pb.ScoreGroupRequest:
         """A group as a request. Raises InvalidGroupError, and GroupTooLargeError beyond the server's known limit."""
         request = wire.encode_group(group)
@@ -92,12 +97,12 @@ class BaseClient:
 
     def decode(self, response: pb.ScoreGroupResponse, group: Group) -> GroupScores:
         """A response as the scores of the group. Raises CallError if it belongs to another group."""
-        scores = wire.decode_scores(response)
-        lengths = {len(scorer.scores) for scorer in scores.scorers}
-        if scores.group_id != group.group_id or lengths != {len(group)}:
+        scores, completions = wire.decode_scores(response), len(group)
+        lengths = [len(scorer.scores) for scorer in scores.scorers]
+        if scores.group_id != group.group_id or not lengths or lengths.count(completions) != len(lengths):
             raise errors.CallError(
-                f"the server at {self.endpoint} answered group {group.group_id!r} of {len(group)} completions with "
-                f"scores for group {scores.group_id!r} of {sorted(lengths)}"
+                f"the server at {self.endpoint} answered group {group.group_id!r} of {completions} completions with "
+                f"scores for group {scores.group_id!r} of {sorted(set(lengths))}"
             )
         return scores
 

@@ -6,15 +6,17 @@ Owns a channel and the calls on it. `retries` decides whether a call is sent aga
     client.connect(timeout_s=30)            the server's info, or an error with the reason
     pending = client.submit(group)          a concurrent.futures.Future of GroupScores
     scores = pending.result()
+    several = client.submit_all(groups)     a future each; the groups share calls
     client.close()
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Self
 
@@ -25,9 +27,12 @@ from reward_server import errors
 from reward_server.client.attempts import Attempts
 from reward_server.client.base import BaseClient, span_attributes
 from reward_server.client.credentials import aio_channel, channel, handshake_failure
+from reward_server.client.group_streams import GroupStream, Offer, parts
+from reward_server.client.replicas import Replicas
 from reward_server.client.retries import HEDGE_CALLS, Counts, HedgeAfter, Retries, is_retryable
 from reward_server.client.timers import Timers
 from reward_server.observability import tracing
+from reward_server.observability.tracing import Metadata
 from reward_server.types import WIRE_VERSION, Group, GroupScores, ServerInfo
 from reward_server.v1 import reward_pb2 as pb
 from reward_server.v1 import reward_pb2_grpc as pb_grpc
@@ -120,12 +125,57 @@ class RewardClient(BaseClient):
         """
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         session, request = self._session(), self.encode(group)
+        return self._attempted(session, group, timeout_s, functools.partial(self._send, session, request))
+
+    def submit_all(self, groups: Sequence[Group], *, timeout_s: float | None = None) -> list[Future[GroupScores]]:
+        """Sends groups and returns at once, with a future each, which is as that of `submit`.
+
+        Groups share calls where the server takes several in one, which spares both sides a part of their work; the
+        calls are spread over the replicas. A group that cannot be sent has its InvalidGroupError in its future. A group
+        that is cancelled is scored to its end if others of its call are.
+        """
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        session, futures = self._session(), dict[int, Future[GroupScores]]()
+        requests: dict[int, pb.ScoreGroupRequest] = {}
+        for index, group in enumerate(groups):
+            try:
+                requests[index] = self.encode(group)
+            except errors.RewardServerError as error:
+                futures[index] = _failed(error)
+        sizes = {index: request.ByteSize() for index, request in requests.items()}
+        for part in parts(sizes, session.replicas.count(), session.offer.most_groups(self._limits)):
+            pairs = [(groups[index], requests[index]) for index in part]
+            futures.update(zip(part, self._submit_part(session, pairs, timeout_s), strict=True))
+        return [futures[index] for index in range(len(groups))]
+
+    def _submit_part(
+        self, session: _Session, part: Sequence[tuple[Group, pb.ScoreGroupRequest]], timeout_s: float
+    ) -> list[Future[GroupScores]]:
+        """Sends groups in one call. One group alone, or one that is sent again, goes by ScoreGroup."""
+        alone = functools.partial(self._send, session)
+        if len(part) == 1:
+            return [self._attempted(session, group, timeout_s, functools.partial(alone, one)) for group, one in part]
+        stream = GroupStream(functools.partial(self._open_stream, session), alone, session.offer)
+        futures = [self._attempted(session, group, timeout_s, stream.sender(request)) for group, request in part]
+        stream.begin(timeout_s)
+        return futures
+
+    def _open_stream(self, session: _Session, request: Any, left_s: float) -> Any:
+        return session.stub.ScoreGroups(request, timeout=left_s, wait_for_ready=True, metadata=self.metadata())
+
+    def _send(self, session: _Session, request: pb.ScoreGroupRequest, left_s: float, trace: Metadata) -> Any:
+        metadata = self.metadata() + trace
+        return session.stub.ScoreGroup.future(request, timeout=left_s, wait_for_ready=True, metadata=metadata)
+
+    def _attempted(
+        self, session: _Session, group: Group, timeout_s: float, send: Callable[[float, Metadata], Any]
+    ) -> Future[GroupScores]:
+        """The future of a group whose first attempt has been sent, with the metadata of its trace."""
         future: Future[GroupScores] = Future()
-        span, trace = tracing.start_client_span("reward.score", span_attributes(group))
+        attributes = span_attributes(group) if tracing.is_on() else {}
+        span, trace = tracing.start_client_span("reward.score", attributes)
         attempts = Attempts(
-            lambda remaining_s: session.stub.ScoreGroup.future(
-                request, timeout=remaining_s, wait_for_ready=True, metadata=self.metadata() + trace
-            ),
+            lambda left_s: send(left_s, trace),
             session.retries,
             session.timers,
             timeout_s,
@@ -133,7 +183,10 @@ class RewardClient(BaseClient):
         )
         attempts.start()
         future.add_done_callback(lambda f: attempts.cancel() if f.cancelled() else None)
-        future.add_done_callback(lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception()))
+        if span is not None:
+            future.add_done_callback(
+                lambda f: tracing.end_span(span, CancelledError() if f.cancelled() else f.exception())
+            )
         return future
 
     def score(self, group: Group, *, timeout_s: float | None = None) -> GroupScores:
@@ -154,7 +207,7 @@ class RewardClient(BaseClient):
         try:
             if call is None:
                 raise errors.CallError(f"the call to {self.endpoint} was cancelled: Channel closed!", _CANCELLED)
-            if call.code() is not grpc.StatusCode.OK:
+            if call in failures:
                 raise self.error_of(call, timeout_s, failures) from call
             future.set_result(self.decode(call.result(), group))
         except Exception as error:
@@ -164,7 +217,7 @@ class RewardClient(BaseClient):
         pid = os.getpid()
         if pid not in self._sessions:
             self._sessions.setdefault(
-                pid, _Session(channel(self._target, self._options, self._tls), self._hedge_after_s)
+                pid, _Session(channel(self._target, self._options, self._tls), self._hedge_after_s, self.replicas())
             )  # if two threads come here, the first one's session is used
         return self._sessions[pid]
 
@@ -178,8 +231,10 @@ _ONE_CONNECTION_S = 15.0
 class _Session:
     """The state of a client in one process. Connects at the first call."""
 
-    def __init__(self, opened: grpc.Channel, hedge_after_s: HedgeAfter):
+    def __init__(self, opened: grpc.Channel, hedge_after_s: HedgeAfter, replicas: Replicas):
         self.channel = opened
+        self.replicas = replicas
+        self.offer = Offer()
         self.stub = pb_grpc.RewardServiceStub(opened)
         self.retries = Retries(hedge_after_s)
         self.timers = Timers()
@@ -187,6 +242,12 @@ class _Session:
     def close(self) -> None:
         self.channel.close()
         self.timers.hurry()  # calls that wait for another attempt find the channel closed
+
+
+def _failed(error: Exception) -> Future[GroupScores]:
+    future: Future[GroupScores] = Future()
+    future.set_exception(error)
+    return future
 
 
 class AsyncRewardClient(BaseClient):

@@ -27,7 +27,7 @@ from reward_server.client.attempts import Attempts
 from reward_server.client.base import BaseClient
 from reward_server.client.credentials import channel
 from reward_server.client.proxies import code_of
-from reward_server.client.replicas import Replica, Replicas
+from reward_server.client.replicas import Replica
 from reward_server.client.retries import Retries
 from reward_server.client.targets import channel_options
 from reward_server.client.timers import Timers
@@ -123,10 +123,6 @@ class CohortClient(BaseClient):
         if (pid := os.getpid()) not in self._sessions:
             self._sessions.setdefault(pid, _Session(self))
         return self._sessions[pid]
-
-    def replicas(self) -> Replicas:
-        """The replicas behind the endpoint, which are resolved at the first use."""
-        return Replicas(self._target, self._tls)
 
 
 class _Session:

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 
 from reward_server.client.credentials import ClientTLS
+from reward_server.client.targets import is_here, proxy_of
 from reward_server.errors import ConfigError
 
 log = logging.getLogger("reward_server.client")
@@ -21,6 +22,8 @@ log = logging.getLogger("reward_server.client")
 # Replicas that come are found within this time, even if none fails. All clients should see the same set soon.
 _RESOLVE_EVERY_S = 20.0
 _RESOLVE_AGAIN_AFTER_S = 2.0
+# Behind a name of one address there may be a proxy that deals calls out to so many replicas, or to more.
+_BEHIND_ONE_ADDRESS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,18 @@ class Replicas:
         else:
             self.refresh(_RESOLVE_EVERY_S)
         return self._found
+
+    def count(self) -> int:
+        """Over how many replicas calls should be spread, as far as is known by now. Does not wait."""
+        if is_here(self._target):
+            return 1
+        if self._target.startswith("dns:"):
+            if proxy_of(self._target) is None:  # or else this machine's names may not be the proxy's
+                self.refresh(_RESOLVE_EVERY_S)
+            found = len(self._found)
+        else:
+            found = len(self.current())
+        return found if found > 1 else _BEHIND_ONE_ADDRESS
 
     def refresh(self, older_than_s: float = _RESOLVE_AGAIN_AFTER_S) -> None:
         """Resolves the name again in a thread, if the last time is long enough ago."""

@@ -95,11 +95,11 @@ class RewardCalls:
         `function` numbers the caller: a function that asks for the same list again has it scored again.
         """
         here = self._here()
-        return here.recent.take(
-            function,
-            completions,
-            lambda: [Call(here.client.submit(group), len(group)) for group in self._groups(here, completions, row)],
-        )
+        return here.recent.take(function, completions, lambda: self._sent(here, completions, row))
+
+    def _sent(self, here: _Process, completions: list[Any], row: dict[str, Any]) -> list[Call]:
+        groups = self._groups(here, completions, row)
+        return [Call(future, len(group)) for future, group in zip(here.client.submit_all(groups), groups, strict=True)]
 
     def _here(self) -> _Process:
         """By process ID, so that a forked child leaves its parent's calls alone."""

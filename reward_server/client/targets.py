@@ -97,10 +97,15 @@ def _may_use_proxy(target: str) -> bool:
     """Whether a proxy can reach the target. It cannot reach this machine's loopback addresses and sockets, and gRPC
     (1.85) asks it to connect to the whole list, as if it were one host, where there are several addresses.
     """
+    return not is_here(target) and "," not in _authority(target)
+
+
+def is_here(target: str) -> bool:
+    """Whether the target is one server on this machine: a socket, or a loopback address."""
     if target.startswith(("unix:", "unix-abstract:", "vsock:")):
-        return False
+        return True
     authority = _authority(target)
-    return "," not in authority and not _is_loopback(_host_of(authority))
+    return "," not in authority and _is_loopback(_host_of(authority))
 
 
 def _authority(target: str) -> str:

@@ -29,6 +29,7 @@ from reward_server.execution.results import (
     timeout_failure,
     validated,
 )
+from reward_server.execution.tasks import OverdueError, within
 from reward_server.execution.thread_pool import LimitedThreads
 from reward_server.execution.threads import in_thread
 from reward_server.execution.worker_pool import WorkerPool
@@ -68,29 +69,28 @@ class LoopExecutor:
                 await loading
         return describe(self._scorer)
 
-    async def run(self, group: Group) -> TimedResult:
-        if self._slots is None:
-            return await self._score(group, 0.0)
-        asked = time.perf_counter()
-        async with self._slots:
-            return await self._score(group, time.perf_counter() - asked)
+    def run(self, group: Group) -> Coroutine[Any, Any, TimedResult]:
+        return self._score(group, 0.0) if self._slots is None else self._score_in_turn(group, self._slots)
 
     async def close(self) -> None:
         if (closing := self._scorer.close()) is not None:
             await closing
 
+    async def _score_in_turn(self, group: Group, slots: FairSemaphore) -> TimedResult:
+        asked = time.perf_counter()
+        async with slots:
+            return await self._score(group, time.perf_counter() - asked)
+
     async def _score(self, group: Group, queued_s: float) -> TimedResult:
         began = time.perf_counter()
-        limit: asyncio.Timeout | None = None
         try:
             answer: Any = self._scorer.score(group)
             if inspect.isawaitable(answer):
-                async with asyncio.timeout(self._timeout_s) as limit:
-                    answer = await answer
+                answer = await within(self._timeout_s, answer)
             return TimedResult(validated(answer, len(group)), queued_s, time.perf_counter() - began)
+        except OverdueError:
+            raise timeout_failure(self._timeout_s) from None
         except (Exception, SystemExit) as error:
-            if isinstance(error, TimeoutError) and limit is not None and limit.expired():
-                raise timeout_failure(self._timeout_s) from None
             raise failure_from(error) from error
 
 

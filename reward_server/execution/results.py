@@ -19,6 +19,7 @@ from typing import Any
 
 import reward_server
 from reward_server.errors import InvalidGroupError
+from reward_server.frozen import quick
 from reward_server.scorers.base import Result, Scorer, failed, to_score
 from reward_server.types import Score, Status
 
@@ -46,6 +47,7 @@ class NoResultError(Exception):
         self.cost_worker = cost_worker
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class TimedResult:
     """A result, the seconds that its group waited in queues and the seconds that scoring took."""

@@ -1,9 +1,14 @@
-"""Structured waiting: several coroutines side by side, or one until an event. Their tasks never outlive the caller."""
+"""Structured waiting: several coroutines side by side, or one until an event or for a time.
+
+Owns their tasks and timers, which never outlive the caller. Knows nothing of what is waited for.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import inspect
+import types
+from collections.abc import Awaitable, Coroutine, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -21,6 +26,45 @@ async def until(event: asyncio.Event, coroutine: Coroutine[Any, Any, T]) -> T | 
         for task in (work, cut):
             task.cancel()
         await asyncio.wait({work, cut})
+
+
+class OverdueError(Exception):
+    """What was waited for was not done in time, and is cancelled."""
+
+
+async def within(timeout_s: float, awaitable: Awaitable[T]) -> T:
+    """Its result, or OverdueError after so many seconds.
+
+    A coroutine that never waits is done at its first step and needs no timer, which would cost more than that step.
+    """
+    if inspect.iscoroutine(awaitable):
+        try:
+            awaitable = _rest(awaitable, awaitable.send(None))
+        except StopIteration as done:
+            return done.value
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            return await awaitable
+    except TimeoutError:
+        if limit.expired():
+            raise OverdueError from None
+        raise
+
+
+@types.coroutine
+def _rest(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """The rest of a coroutine whose last step has ended at something that it waits for."""
+    while True:
+        try:
+            yield waits_for
+        except BaseException as error:
+            try:
+                waits_for = coroutine.throw(error)
+            except StopIteration as done:
+                return done.value
+        else:
+            return (yield from coroutine)
 
 
 async def all_of(*coroutines: Coroutine[Any, Any, T]) -> list[T]:

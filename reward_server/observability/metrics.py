@@ -20,31 +20,36 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter as Count
+from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from reward_server.addresses import TCP, parse_address
 from reward_server.config import MetricsConfig
 from reward_server.errors import ConfigError
 from reward_server.execution.results import TimedResult
+from reward_server.observability.series import Count, Level, Series, SeriesMaker, Times
 from reward_server.types import Status
 
 prometheus_client.disable_created_metrics()  # else each counter has a second series with its start time
 
-T = TypeVar("T")
-
 # From a function on the event loop (a tenth of a millisecond) to a judge that takes minutes.
 _SECONDS = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
-# Batchers and caches count in plain attributes and know nothing of metrics: attribute -> counter and its help text.
+# Admission, batchers and caches count in plain attributes and know nothing of metrics: attribute -> name and help text.
+# They are counters, and those of admission, which also shrink, gauges.
 # A counter whose attribute a source does not have is not counted for it.
 FOLLOWED = {
+    "admission": {
+        "groups": ("queued_groups", "Groups in the server, waiting or being scored."),
+        "completions": ("queued_completions", "Their completions."),
+        "request_bytes": ("queued_bytes", "The bytes of their requests."),
+    },
     "batch": {
         "batches": ("batches", "Batches that went to the model."),
         "rows": ("batched_rows", "Completions in those batches; divided by `batches`, the mean fill in rows."),
@@ -70,7 +75,7 @@ FOLLOWED = {
 }
 
 Source = tuple[str, str, object]
-"""A key of FOLLOWED, a scorer's name, and the object whose attributes are its counters."""
+"""A key of FOLLOWED, a scorer's name ("" where it is of none), and the object whose attributes are its counters."""
 
 
 class Metrics:
@@ -78,10 +83,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Refresh(self.refresh))
-        if not _is_shared():
+        self._is_shared = _is_shared()
+        if not self._is_shared:
             prometheus_client.ProcessCollector(registry=self._registry)
-        make = _Maker(self._registry)
+        self._registry.register(_Refresh(self.refresh))
+        make = SeriesMaker(self._registry, self._is_shared, _SECONDS)
         self._created = make.counter("calls_created", "Calls that have started.", "method")
         self._finished = make.counter(
             "calls_finished",
@@ -89,13 +95,10 @@ class Metrics:
             "method",
             "code",
         )
-        self._in_flight = make.gauge("calls_in_flight", "Calls that have started and not ended.")
+        self._in_flight = make.gauge("calls_in_flight", "Calls that have started and not ended.").of()
         self._call_s = make.histogram("call_seconds", "Seconds from a call's request to its response.", "method")
         self._sheds = make.counter("sheds", "Calls that were pushed back: full, share, quota or cohorts.", "reason")
-        self._queued_groups = make.gauge("queued_groups", "Groups in the server, waiting or being scored.")
-        self._queued_completions = make.gauge("queued_completions", "Their completions.")
-        self._queued_bytes = make.gauge("queued_bytes", "The bytes of their requests.")
-        self._cohorts = make.gauge("cohorts", "Groups whose completions come one by one, until they are scored.")
+        self._cohorts = make.gauge("cohorts", "Groups whose completions come one by one, until they are scored.").of()
         self._cohorts_finished = make.counter(
             "cohorts_finished", "Such groups that ended: complete, incomplete, timeout or dropped.", "outcome"
         )
@@ -104,47 +107,45 @@ class Metrics:
         self._compute_s = make.histogram("scorer_compute_seconds", "Seconds that a scorer took for a group.", "scorer")
         self._scores = make.counter("scores", "Completions by scorer and status.", "scorer", "status")
         self._records = make.counter("records", "Groups for the record file: written, dropped or failed.", "outcome")
-        self._followed = {
-            name: make.counter(name, text, "scorer") for kind in FOLLOWED.values() for name, text in kind.values()
+        self._followed: dict[str, Series[Any]] = {
+            name: make.gauge(name, text) if kind == "admission" else make.counter(name, text, "scorer")
+            for kind, numbers in FOLLOWED.items()
+            for name, text in numbers.values()
         }
         for outcome in ("written", "dropped", "failed"):
             self._records.of(outcome)  # 0 from the start, so that an alert on a rate sees the first one
         self._sources: Callable[[], Iterable[Source]] = tuple
         self._seen: dict[tuple[str, str], tuple[object, dict[str, float]]] = {}
-        self._refreshing = threading.Lock()
+        self._refreshing, self._recording = threading.Lock(), threading.Lock()
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def call_began(self, method: str) -> None:
         self._created.of(method).inc()
-        self._in_flight.of().inc()
+        self._in_flight.inc()
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         self._finished.of(method, code).inc()
-        self._in_flight.of().dec()
+        self._in_flight.dec()
         self._call_s.of(method).observe(seconds)
-        self.refresh()
+        if self._is_shared:  # a page of another process cannot ask for it
+            self.refresh()
 
     def shed(self, reason: str) -> None:
         """Counts a call that was pushed back."""
         self._sheds.of(reason).inc()
 
-    def queued(self, groups: int, completions: int, request_bytes: int) -> None:
-        """Adds to the gauges of the queue; the numbers are negative when groups leave it."""
-        self._queued_groups.of().inc(groups)
-        self._queued_completions.of().inc(completions)
-        self._queued_bytes.of().inc(request_bytes)
-
     def gathering(self, groups: int, outcome: str = "") -> None:
         """Adds to the gauge of groups that are gathered; one that leaves ended as complete, incomplete, timeout or
         dropped."""
-        self._cohorts.of().inc(groups)
+        self._cohorts.inc(groups)
         if outcome:
             self._cohorts_finished.of(outcome).inc()
 
     def recorded(self, outcome: str, groups: int = 1) -> None:
         """Counts groups for the record file, as written, dropped or failed."""
-        self._records.of(outcome).inc(groups)
+        with self._recording:  # the thread that writes calls this too
+            self._records.of(outcome).inc(groups)
 
     # -------------------------------------------------------------------------------------------------------- scorers
 
@@ -165,11 +166,12 @@ class Metrics:
         """Adds what the followed sources have counted since the last time."""
         with self._refreshing:  # a page is rendered in a thread of its own
             for kind, scorer, source in self._sources():
+                labels = (scorer,) if scorer else ()
                 known, seen = self._seen.get((kind, scorer), (None, {}))
                 now = {name: float(getattr(source, name)) for name in FOLLOWED[kind] if hasattr(source, name)}
                 for name, value in now.items():
                     earlier = seen.get(name, 0.0) if known is source else 0.0
-                    self._followed[FOLLOWED[kind][name][0]].of(scorer).inc(value - earlier)
+                    self._followed[FOLLOWED[kind][name][0]].of(*labels).inc(value - earlier)
                 self._seen[kind, scorer] = (source, now)
 
     def text(self) -> str:
@@ -202,7 +204,7 @@ class ScorerMetrics:
 
     __slots__ = ("_compute_s", "_ok", "_scores_of", "_wait_s", "groups")
 
-    def __init__(self, groups: Gauge, wait_s: Histogram, compute_s: Histogram, scores_of: Callable[[Status], Counter]):
+    def __init__(self, groups: Level, wait_s: Times, compute_s: Times, scores_of: Callable[[Status], Count]):
         self.groups = groups
         """How many groups the scorer has now. The caller increments and decrements it."""
         self._wait_s = wait_s
@@ -218,40 +220,12 @@ class ScorerMetrics:
         if (ok := statuses.count(Status.OK)) == len(statuses):
             self._ok.inc(ok)
             return
-        for status, count in Count(statuses).items():
+        for status, count in Counter(statuses).items():
             self._scores_of(status).inc(count)
 
 
-class _Maker:
-    def __init__(self, registry: CollectorRegistry):
-        self._common: dict[str, Any] = {"namespace": "reward_server", "registry": registry}
-
-    def counter(self, name: str, text: str, *labels: str) -> _Series[Counter]:
-        return _Series(Counter(name, text, labels, **self._common))
-
-    def gauge(self, name: str, text: str, *labels: str) -> _Series[Gauge]:
-        return _Series(Gauge(name, text, labels, multiprocess_mode="livesum", **self._common))
-
-    def histogram(self, name: str, text: str, *labels: str) -> _Series[Histogram]:
-        return _Series(Histogram(name, text, labels, buckets=_SECONDS, **self._common))
-
-
-class _Series(dict[tuple[str, ...], T]):
-    """The series of one metric by their labels. A look-up here takes a tenth of the library's own `labels()`."""
-
-    def __init__(self, metric: Any):
-        self._metric = metric
-
-    def __missing__(self, labels: tuple[str, ...]) -> T:
-        series = self[labels] = self._metric.labels(*labels) if labels else self._metric
-        return series
-
-    def of(self, *labels: str) -> T:
-        return self[labels]
-
-
 class _Refresh:
-    """The first collector of a registry: it has no metrics, but refreshes those that are read after it."""
+    """A collector that comes before others: it has no metrics, but refreshes those that are read after it."""
 
     def __init__(self, refresh: Callable[[], None]):
         self._refresh = refresh

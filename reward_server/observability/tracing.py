@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _TRACEPARENT = "traceparent"
-_KEYS = (_TRACEPARENT, "tracestate")
+TRACE_KEYS = (_TRACEPARENT, "tracestate")
+"""The metadata that carries a span over the wire."""
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -52,7 +53,7 @@ def span(
     if trace is None:
         yield _NoSpan()
         return
-    context = None if parent is None else _propagator().extract({k: v for k, v in parent if k in _KEYS})
+    context = None if parent is None else _propagator().extract({k: v for k, v in parent if k in TRACE_KEYS})
     tracer = trace.get_tracer("reward_server")
     with tracer.start_as_current_span(
         name,

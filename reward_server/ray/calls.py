@@ -6,7 +6,6 @@ drops the trailing metadata (Ray 2.60), with the time after which a caller that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import grpc
@@ -32,8 +31,6 @@ async def answer(service: RewardService, method: str, request: Any, context: Ray
         return Answer(await service.call(method, request.SerializeToString(), call))
     except _AbortedError:
         return Answer(b"")
-    finally:
-        call.end()
 
 
 class _AbortedError(Exception):
@@ -41,11 +38,10 @@ class _AbortedError(Exception):
 
 
 class _Context:
-    """`service.CallContext` over Ray's, which knows neither abort, callbacks nor deadlines."""
+    """`contexts.CallContext` over Ray's, which knows neither abort nor deadlines."""
 
     def __init__(self, context: RayServegRPCContext):
         self._context = context
-        self._callbacks: list[Callable[[Any], None]] = []
 
     def invocation_metadata(self) -> Any:
         return self._context.invocation_metadata()
@@ -56,15 +52,8 @@ class _Context:
     def time_remaining(self) -> float | None:
         return None  # Ray says no deadlines; it cancels the call
 
-    def add_done_callback(self, callback: Callable[[Any], None], /) -> None:
-        self._callbacks.append(callback)
-
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any, /) -> NoReturn:
         self._context.set_code(code)
         self._context.set_details(details)
         self._context.set_trailing_metadata(list(trailing_metadata))
         raise _AbortedError
-
-    def end(self) -> None:
-        for callback in self._callbacks:
-            callback(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -41,7 +42,8 @@ class Replica:
     def __init__(self, parts: dict[str, DeploymentHandle] | None = None):
         """With `parts`, its scorers run in the deployments of these names."""
         logs.set_up("text", "info")
-        self._make = ScorerSet if parts is None else functools.partial(ScorerSet, elsewhere=executors(parts))
+        elsewhere = None if parts is None else executors(parts)
+        self._make = functools.partial(ScorerSet, elsewhere=elsewhere, max_groups=0)
         self._server: RewardServer | None = None
         self._service: RewardService | None = None
         self._takeover: Takeover | None = None
@@ -63,6 +65,13 @@ class Replica:
     async def ScoreGroup(self, request: Any, grpc_context: RayServegRPCContext) -> Answer:
         """Scores a group."""
         return await self._answer("ScoreGroup", request, grpc_context)
+
+    async def ScoreGroups(self, request: Any, grpc_context: RayServegRPCContext) -> AsyncIterator[Answer]:
+        """Refuses, so that clients send each group alone: Ray's proxy deals calls out to replicas, and not groups."""
+        grpc_context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        grpc_context.set_details("behind Ray Serve, groups come one by one: use ScoreGroup")
+        return
+        yield  # Ray expects a generator
 
     async def ScoreCompletion(self, request: Any, grpc_context: RayServegRPCContext) -> Answer:
         """Scores a completion that is a group of its own; refuses one of several, which would never meet."""

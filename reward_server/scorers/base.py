@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from reward_server.errors import InvalidGroupError
+from reward_server.frozen import quick
 from reward_server.types import Content, Group, Score, Status
 
 
@@ -63,6 +64,7 @@ class ScorerOptions(BaseModel):
         return Path(self._base_dir)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Result:
     """What `Scorer.score` returns: G scores, and what a function has logged by TRL's `log_metric` and `log_extra`.

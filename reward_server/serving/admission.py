@@ -29,14 +29,18 @@ _NEWEST = 0.1
 
 
 class Admission:
-    """A bound on what the server holds. An empty server takes any single group, however large."""
+    """A bound on what the server holds. An empty server takes any single group, however large.
+
+    `groups`, `completions` and `request_bytes` are what it holds now.
+    """
 
     def __init__(self, max_completions: int, max_bytes: int, clock: Callable[[], float] = time.monotonic):
         self._max_completions = max_completions
         self._max_bytes = max_bytes
         self._clock = clock
-        self._completions = 0
-        self._bytes = 0
+        self.groups = 0
+        self.completions = 0
+        self.request_bytes = 0
         self._held: dict[Caller, tuple[int, int]] = {}  # completions and bytes
         self._pace_s: float | None = None  # seconds a completion, while busy
         self._changed_at = 0.0  # when a group last left, or the first entered
@@ -57,28 +61,31 @@ class Admission:
     def enter(self, completions: int, request_bytes: int, caller: Caller) -> None:
         """Counts a group in. Raises OverloadedError."""
         self._refuse_beyond_limits(completions, request_bytes, caller)
-        if not self._completions:
+        if not self.completions:
             self._changed_at = self._clock()
+        self.groups += 1
         self._count(completions, request_bytes, caller)
 
     def leave(self, completions: int, request_bytes: int, caller: Caller) -> None:
         """Counts a group out, and notes how fast groups leave."""
+        self.groups -= 1
         self._count(-completions, -request_bytes, caller)
         self._note_pace(completions)
 
     def _count(self, completions: int, request_bytes: int, caller: Caller) -> None:
-        self._completions += completions
-        self._bytes += request_bytes
-        held = self._held.get(caller, (0, 0))
-        self._held[caller] = (held[0] + completions, held[1] + request_bytes)
-        if not self._held[caller][0]:
+        self.completions += completions
+        self.request_bytes += request_bytes
+        held, held_bytes = self._held.get(caller, (0, 0))
+        if held + completions:
+            self._held[caller] = (held + completions, held_bytes + request_bytes)
+        else:
             del self._held[caller]
 
     def _refuse_beyond_limits(self, completions: int, request_bytes: int, caller: Caller) -> None:
-        free, free_bytes = self._max_completions - self._completions, self._max_bytes - self._bytes
-        held, held_bytes = self._held.get(caller, (0, 0))
-        if not self._completions:
+        if not self.completions:
             return
+        free, free_bytes = self._max_completions - self.completions, self._max_bytes - self.request_bytes
+        held, held_bytes = self._held.get(caller, (0, 0))
         if completions > free or request_bytes > free_bytes:
             reason, why = "full", "the server is full"
         elif held and (held + completions > _SHARE * free or held_bytes + request_bytes > _SHARE * free_bytes):
@@ -89,7 +96,7 @@ class Admission:
         else:
             return
         raise OverloadedError(
-            f"{why}: {self._completions} completions ({self._bytes} bytes) are queued, and it takes "
+            f"{why}: {self.completions} completions ({self.request_bytes} bytes) are queued, and it takes "
             f"{self._max_completions} ({self._max_bytes} bytes); retry later, add replicas, or raise "
             "limits.max_queued_completions and limits.max_queued_bytes in its configuration",
             retry_after_s=self._retry_after_s(completions),
@@ -108,7 +115,7 @@ class Admission:
         them neither return together nor leave the server idle.
         """
         now, pace_s = self._clock(), self._pace_s or 0.0
-        returns_at = max(self._next_return, now + 0.5 * self._completions * pace_s)
+        returns_at = max(self._next_return, now + 0.5 * self.completions * pace_s)
         self._next_return = min(returns_at + 0.5 * completions * pace_s, now + _LONGEST_PUSHBACK_S)
         return min(max(returns_at - now, _SHORTEST_PUSHBACK_S), _LONGEST_PUSHBACK_S)
 

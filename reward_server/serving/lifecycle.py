@@ -21,6 +21,7 @@ from reward_server.errors import RewardServerError
 from reward_server.execution.threads import in_thread
 from reward_server.observability.metrics import CollectorRegistry, MetricsPage
 from reward_server.processes.lifetime import ended, has_terminal, kill_after_end_of
+from reward_server.processes.memory import keep_freed_memory
 from reward_server.serving.reload import ReloadRequests
 from reward_server.serving.security import Security
 from reward_server.types import Group, ServerInfo
@@ -133,7 +134,8 @@ def run(
 
 
 def event_loop() -> asyncio.Runner:
-    """A runner of the fastest event loop that is installed."""
+    """A runner of the fastest event loop that is installed, in a process that serves."""
+    keep_freed_memory()
     return asyncio.Runner(loop_factory=uvloop.new_event_loop if uvloop else None)
 
 

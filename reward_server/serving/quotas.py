@@ -35,9 +35,9 @@ class Quotas:
 
     def take(self, name: str, completions: int) -> None:
         """Counts a group against the token's quota. Raises OverloadedError, and then does not count it."""
-        wanted = [
-            (what, bucket, completions if what == "completions" else 1) for what, bucket in self._buckets.get(name, ())
-        ]
+        if name not in self._buckets:
+            return
+        wanted = [(what, bucket, completions if what == "completions" else 1) for what, bucket in self._buckets[name]]
         for what, bucket, amount in wanted:
             if not bucket.has(amount):
                 raise OverloadedError(

@@ -36,6 +36,7 @@ from reward_server.scorers.loading import did_you_mean
 from reward_server.scorers.registry import build
 from reward_server.serving.served_scorer import ServedScorer, executor_for
 from reward_server.types import WIRE_VERSION, Group, GroupScores, Limits, ScorerInfo, ServerInfo
+from reward_server.wire_groups import MAX_GROUPS
 
 log = logging.getLogger("reward_server")
 
@@ -44,16 +45,21 @@ class ScorerSet:
     """S scorers, each with its executors."""
 
     def __init__(
-        self, config: ServerConfig, keep: bool = True, elsewhere: Callable[[Scorer], ScorerExecutor] | None = None
+        self,
+        config: ServerConfig,
+        keep: bool = True,
+        elsewhere: Callable[[Scorer], ScorerExecutor] | None = None,
+        max_groups: int = MAX_GROUPS,
     ):
         """With `keep` false nothing outlives a group: there is no cache, and composites do not save statistics.
 
         With `elsewhere` no scorer is loaded in this process: it gives the executor that reaches a scorer where it runs.
+        `max_groups` is what callers are told of the most groups in a call.
         """
         self._config = config
         self._keep = keep
         self._elsewhere = elsewhere
-        self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions)
+        self._limits = Limits(config.limits.max_group_bytes, config.limits.max_completions, max_groups)
         self._scorers = [build(options) for options in config.scorers]
         here = list(_with_parts(self._scorers)) if elsewhere is None else []
         in_workers = [scorer.options for scorer in here if scorer.place is ExecutorKind.WORKER]
@@ -153,10 +159,12 @@ class ScorerSet:
         Raises InvalidGroupError where a scorer finds that the group itself is at fault.
         """
         chosen = self._chosen(group)
-        if len(chosen) == 1:
-            answers = [await chosen[0].run(group)]
-        else:
-            answers = await all_of(*[served.run(group) for served in chosen])
+        if len(chosen) == 1:  # a task costs more than all else here
+            (served,) = chosen
+            timed = await served.run(group)
+            scores, digest = (served.scores(timed),), self.info.config_digest
+            return GroupScores(group.group_id, scores, digest, timed.queued_s, timed.compute_s)
+        answers = await all_of(*[served.run(group) for served in chosen])
         return GroupScores(
             group.group_id,
             tuple([served.scores(timed) for served, timed in zip(chosen, answers, strict=True)]),

@@ -4,8 +4,9 @@ Owns the order of the chain. A group goes down once:
 
     metrics and tracing ( cache ( one by one on failure ( quarantine ( the scorer's own executor ))))
 
-The quarantine is inside the one-by-one step since it has to see each completion that is tried alone. A part of a
-composite has the same chain without metrics, which count it as its composite. Knows nothing of gRPC.
+The quarantine is there for worker processes only, whose deaths it counts. It is inside the one-by-one step since it has
+to see each completion that is tried alone. A part of a composite has the same chain without metrics, which count it as
+its composite. Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class ServedScorer:
             description.group_aware,
             description.required_columns,
         )
-        chain: Executor = QuarantineExecutor(executor, description.group_aware)
+        chain: Executor = executor
+        if isinstance(executor, WorkerExecutor):
+            chain = QuarantineExecutor(chain, description.group_aware)
         chain = OneByOneExecutor(chain, scorer.name, description.group_aware)
         if cache is not None and description.deterministic:
             chain = cache.around(chain, scorer, description)

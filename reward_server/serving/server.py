@@ -40,7 +40,7 @@ from reward_server.types import Group, ServerInfo
 
 try:
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-    from grpc_reflection.v1alpha import reflection
+    from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 except ImportError:  # without the [server] extra
     health = reflection = None
 
@@ -250,14 +250,28 @@ class RewardServer(ManagedServer):
         await self._close_page()
 
     def _counters(self) -> Iterable[Source]:
-        return self._current.scorers.counters()
+        return (*self._current.scorers.counters(), ("admission", "", self._admission))
 
     async def _add_standard_services(self, server: grpc.aio.Server) -> None:
         if health is None:
             log.warning("no health and reflection services: install grpo-plugin[server] for them")
             return
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, _Unregistered(server))
         await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         if self._config.reflection:
-            reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+                reflection.aio.ReflectionServicer(names), _Unregistered(server)
+            )
+
+
+class _Unregistered:
+    """A server that finds methods by their names alone. For each call, grpc.aio (1.85) waits anew on one future a
+    registered method, which costs more than the look-up saves."""
+
+    def __init__(self, server: grpc.aio.Server):
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """Does nothing."""

@@ -4,7 +4,8 @@ Owns what happens between the bytes of a request and the bytes of its response. 
 (`scorer_set`), nor of ports, signals and health (`server`).
 
 A group that arrives again while it is being scored, as the retry of a call that still runs does, is scored once: see
-`single_flight`. A group whose completions are sent one by one is gathered first: see `samples`.
+`single_flight`. A group whose completions are sent one by one is gathered first: see `samples`. Each of several groups
+that one call brings is a call of its own here: see `group_streams`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, NoReturn, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
@@ -28,7 +29,9 @@ from reward_server.execution.fair_queue import Caller, current_caller
 from reward_server.observability import logs, tracing
 from reward_server.observability.metrics import Metrics
 from reward_server.observability.records import Records
+from reward_server.serving import group_streams
 from reward_server.serving.admission import Admission
+from reward_server.serving.contexts import CallContext, StreamContext
 from reward_server.serving.peers import PEER_METHOD, Peers
 from reward_server.serving.quotas import Quotas
 from reward_server.serving.reload import CurrentScorers
@@ -36,11 +39,14 @@ from reward_server.serving.samples import Samples, parsed
 from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.security import Security
 from reward_server.serving.single_flight import SingleFlight
-from reward_server.types import Group, Sample
+from reward_server.types import Group, Sample, Score, all_ok
 
 log = logging.getLogger("reward_server")
 
 SERVICE_NAME = "reward_server.v1.RewardService"
+
+STREAM = "ScoreGroups"
+"""The method whose answers are a stream."""
 
 # The metadata key of a client's own name, one per process. A rank that reconnects keeps it, unlike its address.
 CALLER_KEY = "reward-caller"
@@ -51,16 +57,6 @@ _MAX_CALLER = 64
 
 _OK = grpc.StatusCode.OK.name
 _CANCELLED = grpc.StatusCode.CANCELLED.name
-
-
-class CallContext(Protocol):
-    """What a call needs of gRPC's context: `grpc.aio.ServicerContext`, or that of another way to this process."""
-
-    def invocation_metadata(self) -> Any: ...
-    def peer(self) -> str: ...
-    def time_remaining(self) -> float | None: ...
-    def add_done_callback(self, callback: Callable[[Any], None], /) -> None: ...
-    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Any, /) -> NoReturn: ...
 
 
 class _Call:
@@ -105,6 +101,7 @@ class RewardService:
         self._records = records
         self._methods = {
             "ScoreGroup": self._score_group,
+            STREAM: self._score_groups,
             "ScoreCompletion": self._score_completion,
             "GetServerInfo": self._get_server_info,
         }
@@ -125,12 +122,42 @@ class RewardService:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(functools.partial(self.call, name)) for name in self._methods
         }
+        handlers[STREAM] = grpc.unary_stream_rpc_method_handler(functools.partial(self.call, STREAM))
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-        server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
     async def call(self, name: str, request: bytes, context: CallContext) -> bytes:
-        """Serves one call of a method, by its name. An error ends in `context.abort`, which raises."""
-        return await self._serve(name, self._methods[name], request, context)
+        """Serves one call of a method, by its name, in a task of its own. The call ends with the task.
+
+        An error gets its code and ends in `context.abort`, which raises; one that is not ours is logged, and its caller
+        is not told more than that. The answers of ScoreGroups, whose context is a StreamContext, are written to that.
+        """
+        metadata = context.invocation_metadata() or ()
+        call, task = self._begin(name, context, metadata)
+        trailers: tuple[tuple[str, str], ...] = ()
+        try:
+            call.token_name = self._security.authenticate(metadata)
+            if self._draining:
+                raise UnavailableError("the server is draining: it takes no new calls")
+            method = self._methods[name]
+            is_traced = tracing.is_on() and name != STREAM  # whose groups have a span each
+            answer = await (_traced(method, request, call, metadata) if is_traced else method(request, call))
+            call.code = _OK
+            return answer
+        except RewardServerError as error:
+            code, details, trailers = code_of(error), str(error), _trailers(error)
+            if isinstance(error, OverloadedError) and error.reason:
+                self._metrics.shed(error.reason)
+        except asyncio.CancelledError:
+            if not self._cut:
+                raise
+            code, details = code_of(UnavailableError()), "the server stopped before this group was scored"
+        except Exception:
+            log.exception("a call failed because of an internal error")
+            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
+        finally:
+            self._tasks.discard(task)
+        call.code = code.name
+        return await _abort(context, code, details, trailers)
 
     @property
     def calls(self) -> int:
@@ -170,6 +197,11 @@ class RewardService:
             _refuse_large(request, scorers)
             return await self._score_once(request, wire.parse_group(request), scorers, call)
 
+    async def _score_groups(self, request: bytes, call: _Call) -> bytes:
+        score = functools.partial(self.call, "ScoreGroup")
+        await group_streams.answer(request, cast(StreamContext, call.context), score)
+        return b""
+
     async def _score_completion(self, request: bytes, call: _Call) -> bytes:
         """Scores one completion with its group, which gathers in this process or in another one of this server."""
         _refuse_large(request, self._current.scorers)
@@ -202,16 +234,16 @@ class RewardService:
         if not group.group_id:
             return await self._score(request, group, scorers, caller)
         key = (group.run_id, group.group_id)
+        if (own := self._flights.claim(key, request, scorers)) is not None:
+            with own:
+                own.answer = answer = await self._score(request, group, scorers, caller)
+                return answer
         return await self._flights.run(key, request, scorers, lambda: self._score(request, group, scorers, caller))
 
     async def _score(self, request: bytes, group: Group, scorers: ScorerSet, caller: Caller) -> bytes:
         with self._admission.admitted(len(group), len(request), caller):
-            self._metrics.queued(1, len(group), len(request))
-            try:
-                scores = await scorers.score(group)
-            finally:
-                self._metrics.queued(-1, -len(group), -len(request))
-        if not any(score.status.is_failure for scorer in scores.scorers for score in scorer.scores):
+            scores = await scorers.score(group)
+        if not any(_has_failure(scorer.scores) for scorer in scores.scorers):
             self._current.example = group
         if self._records is not None:
             named = group if group.group_id else dataclasses.replace(group, group_id=f"unnamed-{uuid.uuid4().hex}")
@@ -220,61 +252,34 @@ class RewardService:
 
     # ----------------------------------------------------------------------------------------------- how a call ends
 
-    async def _serve(
-        self,
-        name: str,
-        method: Callable[[bytes, _Call], Awaitable[bytes]],
-        request: bytes,
-        context: CallContext,
-    ) -> bytes:
-        """Counts a call and serves it. An error gets its code; one that is not ours is logged and not told in full."""
-        metadata = context.invocation_metadata() or ()
-        call = self._begin(name, context, metadata)
-        task = asyncio.current_task()
+    def _begin(
+        self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]
+    ) -> tuple[_Call, asyncio.Task[Any]]:
+        call, task = _Call(method, _caller_of(context, metadata), context), asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        trailers: tuple[tuple[str, str], ...] = ()
-        try:
-            call.token_name = self._security.authenticate(metadata)
-            if self._draining:
-                raise UnavailableError("the server is draining: it takes no new calls")
-            answer = await _traced(method, request, call, metadata)
-            call.code = _OK
-            return answer
-        except RewardServerError as error:
-            code, details, trailers = code_of(error), str(error), _trailers(error)
-            if isinstance(error, OverloadedError) and error.reason:
-                self._metrics.shed(error.reason)
-        except asyncio.CancelledError:
-            if not self._cut:
-                raise
-            code, details = code_of(UnavailableError()), "the server stopped before this group was scored"
-        except Exception:
-            log.exception("a call failed because of an internal error")
-            code, details = grpc.StatusCode.INTERNAL, "internal error; the server's log has its traceback"
-        finally:
-            self._tasks.discard(task)
-        call.code = code.name
-        return await _abort(context, code, details, trailers)
-
-    def _begin(self, method: str, context: CallContext, metadata: Iterable[tuple[str, Any]]) -> _Call:
-        call = _Call(method, _caller_of(context, metadata), context)
         self._calls += 1
         self._idle.clear()
         self._metrics.call_began(method)
-        context.add_done_callback(functools.partial(self._call_ended, call))
-        return call
+        # Not by the context's own callbacks: those refer to their context, so that each call would be left to the
+        # garbage collector.
+        task.add_done_callback(functools.partial(self._call_ended, call))
+        return call, task
 
     def _call_ended(self, call: _Call, _: object) -> None:
         seconds = time.perf_counter() - call.began
         self._metrics.call_ended(call.method, call.code, seconds)
         if log.isEnabledFor(logging.DEBUG):
-            # gRPC calls this outside of the task that served the call, whose context has the group's names.
+            # This runs in the context in which the task began, which does not have the group's names.
             fields = {**call.group_names, "code": call.code, "seconds": round(seconds, 6)}
             log.debug("%s: %s", call.method, call.code, extra={"fields": fields})
         self._calls -= 1
         if not self._calls:
             self._idle.set()
+
+
+def _has_failure(scores: Sequence[Score]) -> bool:
+    return not all_ok(scores) and any(score.status.is_failure for score in scores)
 
 
 def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
@@ -288,8 +293,6 @@ def _refuse_large(request: bytes, scorers: ScorerSet) -> None:
 async def _traced(
     method: Callable[[bytes, _Call], Awaitable[bytes]], request: bytes, call: _Call, metadata: Iterable[tuple[str, Any]]
 ) -> bytes:
-    if not tracing.is_on():
-        return await method(request, call)
     with tracing.span("reward.serve", {"method": call.method}, kind="SERVER", parent=metadata) as span:
         try:
             return await method(request, call)
@@ -299,8 +302,10 @@ async def _traced(
 
 def _caller_of(context: CallContext, metadata: Iterable[tuple[str, Any]]) -> str:
     """The client's own name, or else the address that it connects from."""
-    name = next((value for key, value in metadata if key == CALLER_KEY), None)
-    return name[:_MAX_CALLER] if isinstance(name, str) else str(context.peer())
+    for key, value in metadata:
+        if key == CALLER_KEY and isinstance(value, str):
+            return value[:_MAX_CALLER]
+    return str(context.peer())
 
 
 def _trailers(error: RewardServerError) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ class SingleFlight:
     """The requests in flight, by key. Answers are bytes."""
 
     def __init__(self) -> None:
-        self._in_flight: dict[Hashable, _InFlight] = {}
+        self._in_flight: dict[Hashable, InFlight] = {}
 
     async def run(self, key: Hashable, request: bytes, by: object, compute: Callable[[], Awaitable[bytes]]) -> bytes:
         """The answer to a request: that of the same request if one is in flight, else what `compute` returns.
@@ -24,37 +24,44 @@ class SingleFlight:
         while (other := self._in_flight.get(key)) is not None and other.by is by and other.request == request:
             if (answer := await other.wait()) is not None:
                 return answer
-        if other is not None:  # the key is taken by a different request
+        if (own := self.claim(key, request, by)) is None:  # the key is taken by a different request
             return await compute()
-        self._in_flight[key] = own = _InFlight(request, by)
-        try:
-            answer = await compute()
-            own.finish(answer)
-            return answer
-        finally:
-            del self._in_flight[key]
-            own.finish(None)
+        with own:
+            own.answer = await compute()
+            return own.answer
+
+    def claim(self, key: Hashable, request: bytes, by: object) -> InFlight | None:
+        """A block in which the request is in flight and its answer is to be set; None if the key is taken."""
+        if key in self._in_flight:
+            return None
+        own = self._in_flight[key] = InFlight(self._in_flight, key, request, by)
+        return own
 
 
-class _InFlight:
-    """A request that is being computed, and the calls that wait for its answer."""
+class InFlight:
+    """A request that is being computed, and the calls that wait for its answer until the block ends."""
 
-    __slots__ = ("_waiting", "by", "request")
+    __slots__ = ("_all", "_key", "_waiting", "answer", "by", "request")
 
-    def __init__(self, request: bytes, by: object):
+    def __init__(self, in_flight: dict[Hashable, InFlight], key: Hashable, request: bytes, by: object):
+        self._all = in_flight
+        self._key = key
         self.request = request
         self.by = by
+        self.answer: bytes | None = None
         self._waiting: list[asyncio.Future[bytes | None]] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        del self._all[self._key]
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(self.answer)
 
     async def wait(self) -> bytes | None:
         """The answer; None if the call that computed it was cancelled or failed."""
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         return await future
-
-    def finish(self, answer: bytes | None) -> None:
-        """Gives the answer to the calls that wait. Calling it again is harmless."""
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(answer)
-        self._waiting.clear()

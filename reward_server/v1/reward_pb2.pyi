@@ -62,6 +62,22 @@ class ScoreGroupRequest(_message.Message):
     scorers: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, wire_version: _Optional[int] = ..., run_id: _Optional[str] = ..., step: _Optional[int] = ..., group_id: _Optional[str] = ..., prompt: _Optional[_Union[Content, _Mapping]] = ..., completions: _Optional[_Iterable[_Union[Completion, _Mapping]]] = ..., columns_json: _Optional[str] = ..., scorers: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ScoreGroupsRequest(_message.Message):
+    __slots__ = ("calls",)
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    calls: _containers.RepeatedCompositeFieldContainer[GroupCall]
+    def __init__(self, calls: _Optional[_Iterable[_Union[GroupCall, _Mapping]]] = ...) -> None: ...
+
+class GroupCall(_message.Message):
+    __slots__ = ("group", "traceparent", "tracestate")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
+    group: ScoreGroupRequest
+    traceparent: str
+    tracestate: str
+    def __init__(self, group: _Optional[_Union[ScoreGroupRequest, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
+
 class ScoreCompletionRequest(_message.Message):
     __slots__ = ("wire_version", "run_id", "step", "group_id", "index", "sample_id", "of", "prompt", "completion", "scorers", "gather_s", "score_incomplete")
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +153,32 @@ class ScoreGroupResponse(_message.Message):
     compute_s: float
     def __init__(self, group_id: _Optional[str] = ..., scorers: _Optional[_Iterable[_Union[ScorerScores, _Mapping]]] = ..., config_digest: _Optional[str] = ..., queued_s: _Optional[float] = ..., compute_s: _Optional[float] = ...) -> None: ...
 
+class ScoreGroupsResponse(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[GroupAnswer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[GroupAnswer, _Mapping]]] = ...) -> None: ...
+
+class GroupAnswer(_message.Message):
+    __slots__ = ("index", "scores", "failure")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    scores: ScoreGroupResponse
+    failure: GroupFailure
+    def __init__(self, index: _Optional[int] = ..., scores: _Optional[_Union[ScoreGroupResponse, _Mapping]] = ..., failure: _Optional[_Union[GroupFailure, _Mapping]] = ...) -> None: ...
+
+class GroupFailure(_message.Message):
+    __slots__ = ("code", "message", "pushback_ms")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    PUSHBACK_MS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    pushback_ms: int
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., pushback_ms: _Optional[int] = ...) -> None: ...
+
 class ScoreCompletionResponse(_message.Message):
     __slots__ = ("scores", "group_size")
     SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -170,12 +212,14 @@ class ScorerInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., version: _Optional[str] = ..., weight: _Optional[float] = ..., deterministic: bool = ..., group_aware: bool = ..., required_columns: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_group_bytes", "max_completions")
+    __slots__ = ("max_group_bytes", "max_completions", "max_groups")
     MAX_GROUP_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_GROUPS_FIELD_NUMBER: _ClassVar[int]
     max_group_bytes: int
     max_completions: int
-    def __init__(self, max_group_bytes: _Optional[int] = ..., max_completions: _Optional[int] = ...) -> None: ...
+    max_groups: int
+    def __init__(self, max_group_bytes: _Optional[int] = ..., max_completions: _Optional[int] = ..., max_groups: _Optional[int] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
     __slots__ = ("wire_version", "server_version", "config_digest", "scorers", "limits")
@@ -190,3 +234,35 @@ class GetServerInfoResponse(_message.Message):
     scorers: _containers.RepeatedCompositeFieldContainer[ScorerInfo]
     limits: Limits
     def __init__(self, wire_version: _Optional[int] = ..., server_version: _Optional[str] = ..., config_digest: _Optional[str] = ..., scorers: _Optional[_Iterable[_Union[ScorerInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class SerializedScoreGroupsRequest(_message.Message):
+    __slots__ = ("calls",)
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    calls: _containers.RepeatedCompositeFieldContainer[SerializedGroupCall]
+    def __init__(self, calls: _Optional[_Iterable[_Union[SerializedGroupCall, _Mapping]]] = ...) -> None: ...
+
+class SerializedGroupCall(_message.Message):
+    __slots__ = ("group", "traceparent", "tracestate")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
+    group: bytes
+    traceparent: str
+    tracestate: str
+    def __init__(self, group: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
+
+class SerializedScoreGroupsResponse(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[SerializedGroupAnswer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[SerializedGroupAnswer, _Mapping]]] = ...) -> None: ...
+
+class SerializedGroupAnswer(_message.Message):
+    __slots__ = ("index", "scores", "failure")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    scores: bytes
+    failure: GroupFailure
+    def __init__(self, index: _Optional[int] = ..., scores: _Optional[bytes] = ..., failure: _Optional[_Union[GroupFailure, _Mapping]] = ...) -> None: ...

@@ -20,6 +20,11 @@ class RewardServiceStub(object):
                 request_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupRequest.SerializeToString,
                 response_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupResponse.FromString,
                 _registered_method=True)
+        self.ScoreGroups = channel.unary_stream(
+                '/reward_server.v1.RewardService/ScoreGroups',
+                request_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupsRequest.SerializeToString,
+                response_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupsResponse.FromString,
+                _registered_method=True)
         self.ScoreCompletion = channel.unary_unary(
                 '/reward_server.v1.RewardService/ScoreCompletion',
                 request_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreCompletionRequest.SerializeToString,
@@ -45,6 +50,23 @@ class RewardServiceServicer(object):
         UNAUTHENTICATED, PERMISSION_DENIED   credentials are missing or wrong: not retried
         RESOURCE_EXHAUSTED   the server is full, retry after grpc-retry-pushback-ms
         UNAVAILABLE          the server is draining or gone: retry, elsewhere if there is another replica
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreGroups(self, request, context):
+        """Scores several groups, each as ScoreGroup would score it alone, and answers each as soon as it is ready, in whatever
+        order. It saves the work that gRPC has with each call; the answers that are ready together share a message.
+
+        What becomes of a group is in its own answer: scores, or the code, message and push-back with which its ScoreGroup
+        call would have ended. The call ends with OK when each group has its answer. Its deadline is that of every group.
+        Where it fails, groups that have their answers keep them, and the others count as failed with its code:
+        INVALID_ARGUMENT     the request cannot be read, or holds no group: not retried
+        OUT_OF_RANGE         it holds more than `max_groups` groups: not retried
+        UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE   as ScoreGroup
+        UNIMPLEMENTED        the server is older than this call, or does not offer it: send each group by ScoreGroup
+        A client that has several replicas sends each of them a part of its groups.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +104,11 @@ def add_RewardServiceServicer_to_server(servicer, server):
                     servicer.ScoreGroup,
                     request_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupRequest.FromString,
                     response_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupResponse.SerializeToString,
+            ),
+            'ScoreGroups': grpc.unary_stream_rpc_method_handler(
+                    servicer.ScoreGroups,
+                    request_deserializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupsRequest.FromString,
+                    response_serializer=reward__server_dot_v1_dot_reward__pb2.ScoreGroupsResponse.SerializeToString,
             ),
             'ScoreCompletion': grpc.unary_unary_rpc_method_handler(
                     servicer.ScoreCompletion,
@@ -121,6 +148,33 @@ class RewardService(object):
             '/reward_server.v1.RewardService/ScoreGroup',
             reward__server_dot_v1_dot_reward__pb2.ScoreGroupRequest.SerializeToString,
             reward__server_dot_v1_dot_reward__pb2.ScoreGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reward_server.v1.RewardService/ScoreGroups',
+            reward__server_dot_v1_dot_reward__pb2.ScoreGroupsRequest.SerializeToString,
+            reward__server_dot_v1_dot_reward__pb2.ScoreGroupsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -166,3 +166,13 @@ def test_the_committed_stubs_are_those_of_the_proto() -> None:
     command = [sys.executable, "protos/generate.py", "--check"]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_scores_that_are_all_ok_are_on_the_wire_what_messages_are() -> None:
+    values = [0.5, -0.0, 1e300, 5e-324]
+    scorer = ScorerScores("helpful", "1", 2.0, tuple(Score(Status.OK, value) for value in values))
+    sent = wire.encode_scores(GroupScores("g", (scorer,)))
+    written = pb.ScorerScores(
+        name="helpful", version="1", weight=2.0, scores=[pb.Score(status=pb.STATUS_OK, value=value) for value in values]
+    )
+    assert sent.scorers[0].SerializeToString() == written.SerializeToString()

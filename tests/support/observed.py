@@ -21,7 +21,7 @@ class Page:
 
     def __init__(self, text: str):
         self.text = text
-        self._samples = {
+        self.samples = {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
@@ -34,19 +34,19 @@ class Page:
 
     def __call__(self, name: str, **labels: str) -> float:
         """One number; 0 if there is none of these labels yet."""
-        return self._samples.get((f"reward_server_{name}", frozenset(labels.items())), 0.0)
+        return self.samples.get((f"reward_server_{name}", frozenset(labels.items())), 0.0)
 
     def total(self, name: str, **labels: str) -> float:
         """The sum over every series that has at least these labels."""
         wanted = set(labels.items())
         return sum(
             value
-            for (found, of), value in self._samples.items()
+            for (found, of), value in self.samples.items()
             if found == f"reward_server_{name}" and wanted <= set(of)
         )
 
     def label_values(self) -> set[str]:
-        return {value for _, labels in self._samples for _, value in labels}
+        return {value for _, labels in self.samples for _, value in labels}
 
 
 class Server:

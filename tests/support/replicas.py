@@ -12,7 +12,7 @@ from typing import Any
 
 from reward_server.client import RewardClient
 from reward_server.launch import launch_server
-from reward_server.types import GroupScores, Score, Status
+from reward_server.types import Group, GroupScores, Score, Status
 from tests.support.builders import make_group
 
 SLACK_S = 2.0
@@ -65,15 +65,29 @@ class Load:
     counted: list[str] = field(default_factory=list)
 
     def submit(self, count: int) -> Load:
-        for number in range(len(self.futures), len(self.futures) + count):
-            began = time.monotonic()
-            name = f"group {number}"
-            future = self.client.submit(
-                make_group(["a" * number, "b" * (number + 1)], group_id=name), timeout_s=self.timeout_s
-            )
-            future.add_done_callback(lambda _, name=name, began=began: self._ended(name, began))
-            self.futures[name] = future
+        """Sends so many groups, each in a call of its own."""
+        for number in self._next(count):
+            self._follow(number, time.monotonic(), self.client.submit(self._group(number), timeout_s=self.timeout_s))
         return self
+
+    def submit_all(self, count: int) -> Load:
+        """Sends so many groups at once, which share calls."""
+        numbers, began = self._next(count), time.monotonic()
+        sent = self.client.submit_all([self._group(number) for number in numbers], timeout_s=self.timeout_s)
+        for number, future in zip(numbers, sent, strict=True):
+            self._follow(number, began, future)
+        return self
+
+    def _next(self, count: int) -> range:
+        return range(len(self.futures), len(self.futures) + count)
+
+    def _group(self, number: int) -> Group:
+        return make_group(["a" * number, "b" * (number + 1)], group_id=f"group {number}")
+
+    def _follow(self, number: int, began: float, future: Future[GroupScores]) -> None:
+        name = f"group {number}"
+        future.add_done_callback(lambda _: self._ended(name, began))
+        self.futures[name] = future
 
     def _ended(self, name: str, began: float) -> None:
         self.ended_s[name] = time.monotonic() - began

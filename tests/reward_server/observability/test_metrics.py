@@ -152,20 +152,33 @@ metrics.call_began("ScoreGroup")
 metrics.call_ended("ScoreGroup", "OK", 0.1)
 metrics.of_scorer("short").scored(TimedResult(Result(to_scores([1.0, 2.0], 2)), 0.1, 0.2))
 """
+READ = "from reward_server.observability.metrics import Metrics; print(Metrics().text())"
 
 
 def test_processes_that_share_a_folder_have_one_page(tmp_path: Path) -> None:
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for _ in range(2):
         subprocess.run([sys.executable, "-c", PROCESS], env=environment, check=True, timeout=60)
-    read = "from reward_server.observability.metrics import Metrics; print(Metrics().text())"
     run = subprocess.run(
-        [sys.executable, "-c", read], env=environment, check=True, timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", READ], env=environment, check=True, timeout=60, capture_output=True, text=True
     )
     seen = Page(run.stdout)
     assert seen("calls_finished_total", method="ScoreGroup", code="OK") == 2
     assert seen("scores_total", scorer="short", status="OK") == 4
     assert seen("scorer_compute_seconds_sum", scorer="short") == pytest.approx(0.4)
+
+
+def test_a_page_of_one_process_shows_what_a_shared_page_shows(tmp_path: Path) -> None:
+    def output(code: str, **environment: str) -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env={**os.environ, **environment}, check=True, timeout=60, capture_output=True, text=True
+        ).stdout
+
+    output(PROCESS, PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    shared = Page(output(READ, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)))
+    alone = Page(output(f"{PROCESS}print(metrics.text())"))
+    assert shared.samples == {key: value for key, value in alone.samples.items() if key[0].startswith("reward_server_")}
 
 
 def test_a_status_counts_each_completion_of_its_own() -> None:

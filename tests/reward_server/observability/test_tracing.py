@@ -84,6 +84,21 @@ async def test_a_threads_call_is_one_trace_from_the_step_to_each_scorer(spans: I
     assert (of["reward.scorer"].attributes or {})["compute_s"] > 0
 
 
+async def test_groups_that_share_a_call_have_a_trace_each(spans: InMemorySpanExporter) -> None:
+    async with served(LENGTH, misbehaving()) as caller:
+        with RewardClient(caller.server.endpoints[0]) as client:
+            with trace.get_tracer("trainer").start_as_current_span("step"):
+                pending = client.submit_all([make_group(["secret"], group_id=name) for name in "ab"])
+            await asyncio.gather(*map(asyncio.wrap_future, pending))
+    assert chains(spans) == WHOLE
+    served_spans = [span for span in spans.get_finished_spans() if span.name == "reward.serve"]
+    assert sorted((span.attributes or {})["group_id"] for span in served_spans) == ["a", "b"]
+    sent = {span.context.span_id: span for span in spans.get_finished_spans() if span.name == "reward.score"}
+    for span in served_spans:
+        assert span.parent is not None
+        assert sent[span.parent.span_id].attributes["group_id"] == (span.attributes or {})["group_id"]  # type: ignore[index]
+
+
 async def test_an_asyncio_call_is_one_too(spans: InMemorySpanExporter) -> None:
     async with served(LENGTH, misbehaving()) as caller:
         async with AsyncRewardClient(caller.server.endpoints[0]) as client:
