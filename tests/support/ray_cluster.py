@@ -112,7 +112,7 @@ def apart() -> dict[str, str]:
     option that forbids it as text, and gRPC ignores that. Without RAY_ADDRESS, `serve run` joins a cluster that runs on
     this machine already, whose Serve has its own gRPC port.
     """
-    first = random.randrange(20_000, 30_000, 100)
+    first = _free_range()
     return {
         "RAY_ADDRESS": "local",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -129,6 +129,18 @@ def _is_running(status: dict[str, Any] | None, replicas: int | None) -> bool:
         return False
     states = next(iter(status["deployments"].values()))
     return replicas is None or states == {"RUNNING": replicas}
+
+
+def _free_range() -> int:
+    """The first of a hundred ports that no other cluster uses.
+
+    Not by the common random numbers: whatever seeds them makes two processes of tests choose the same ports.
+    """
+    while True:
+        first = random.SystemRandom().randrange(20_000, 30_000, 100)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("", first))
+            return first
 
 
 def _free_port() -> int:
