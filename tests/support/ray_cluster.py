@@ -109,7 +109,8 @@ def apart() -> dict[str, str]:
     """The variables that keep a cluster apart from others on this machine and from the network, and let it end soon.
 
     Replicas of two clusters that listen on one port share its connections without an error: Ray (2.60) gives gRPC the
-    option that forbids it as text, and gRPC ignores that. Without RAY_ADDRESS, `serve run` joins a cluster that runs on
+    option that forbids it as text, and gRPC ignores that. So it is with the proxy to which HAProxy hands calls while it
+    knows of no replica. Without RAY_ADDRESS, `serve run` joins a cluster that runs on
     this machine already, whose Serve has its own gRPC port.
     """
     first = _free_range()
@@ -119,6 +120,8 @@ def apart() -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + 100),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
     }
