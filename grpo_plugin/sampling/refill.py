@@ -93,18 +93,16 @@ class Filling:
     """A batch of `groups` groups that is being filled."""
 
     groups: int
-    inputs: list[dict[str, Any]]
+    columns: Sequence[str]  # of TRL's rows
     main: Round
     spares: list[Spare] = field(default_factory=list)  # oldest first
     in_flight: deque[Round] = field(default_factory=deque)
     done: list[Round] = field(default_factory=list)
     rounds: int = 0
     asked: int = 0
-    columns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.in_flight.append(self.main)
-        self.columns = list(self.inputs[0])
 
     def add(self, round_: Round) -> None:
         """Notes groups that were generated beside TRL's batch."""

@@ -5,14 +5,15 @@ Knows nothing of what the files hold.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 DIFFICULTY = "difficulty.json"
@@ -37,6 +38,17 @@ class SaveState(TrainerCallback):
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             write(folder, self._name, self._kept.state())
+
+
+@contextlib.contextmanager
+def kept_in_checkpoints(trainer: Trainer, name: str, kept: HasState) -> Iterator[None]:
+    """Inside, each checkpoint of the trainer gets a file `name` with the state."""
+    saving = SaveState(name, kept)
+    trainer.add_callback(saving)
+    try:
+        yield
+    finally:
+        trainer.remove_callback(saving)
 
 
 def write(checkpoint: Path, name: str, state: Mapping[str, Any]) -> None:

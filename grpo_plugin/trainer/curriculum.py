@@ -19,7 +19,7 @@ from grpo_plugin.config import setting
 from grpo_plugin.sampling import storage
 from grpo_plugin.sampling.difficulty import Difficulty, DifficultySampler, key_of
 from grpo_plugin.sampling.refill import Round
-from grpo_plugin.sampling.storage import SaveState
+from grpo_plugin.sampling.storage import kept_in_checkpoints
 from grpo_plugin.trainer.report import ReportByTrainer
 from reward_server.errors import ConfigError
 
@@ -38,12 +38,8 @@ class CurriculumTrainer(ReportByTrainer):
         self._check_difficulty()
         weight, visits = setting(self.args, "difficulty_weight"), setting(self.args, "difficulty_visits")
         self._difficulty = Difficulty(band, weight, visits, self.args.seed)
-        saving = SaveState(storage.DIFFICULTY, self._difficulty)
-        self.add_callback(saving)
-        try:
+        with kept_in_checkpoints(self, storage.DIFFICULTY, self._difficulty):
             return super().train(*args, **kwargs)
-        finally:
-            self.remove_callback(saving)
 
     def _check_difficulty(self) -> None:
         if isinstance(self.train_dataset, IterableDataset):

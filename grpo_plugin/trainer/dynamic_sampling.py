@@ -38,7 +38,7 @@ from grpo_plugin.sampling.refill import Filling, Round, filled, sizes, spares_of
 from grpo_plugin.sampling.round_metrics import sampling_metrics
 from grpo_plugin.sampling.sampled import Sampled
 from grpo_plugin.sampling.state import Sampling
-from grpo_plugin.sampling.storage import SaveState
+from grpo_plugin.sampling.storage import kept_in_checkpoints
 from grpo_plugin.trainer.rounds import RoundsTrainer
 from grpo_plugin.trainer.score_ahead import Generation
 from reward_server.errors import ConfigError
@@ -68,13 +68,11 @@ class DynamicSamplingTrainer(RoundsTrainer):
         if not setting(self.args, "dynamic_sampling"):
             return super().train(*args, **kwargs)
         self._sampling = self._make_sampling()
-        saving = SaveState(storage.SAMPLING, self._sampling)
-        self.add_callback(saving)
         try:
-            return super().train(*args, **kwargs)
+            with kept_in_checkpoints(self, storage.SAMPLING, self._sampling):
+                return super().train(*args, **kwargs)
         finally:
             self._sampling.cancel()
-            self.remove_callback(saving)
 
     def _make_sampling(self) -> Sampling:
         if isinstance(self.train_dataset, IterableDataset):
@@ -115,7 +113,7 @@ class DynamicSamplingTrainer(RoundsTrainer):
     def _begin_filling(self, inputs: list[dict[str, Any]], sampling: Sampling) -> Filling:
         """Generates for TRL's batch; before any share is known, for as many prompts more as `oversample` says."""
         groups = len(inputs) * self.accelerator.num_processes // self.num_generations
-        filling = Filling(groups, inputs, self._generate_rows(inputs, groups))
+        filling = Filling(groups, list(inputs[0]), self._generate_rows(inputs, groups))
         more = 0.0 if sampling.share.value is not None else (setting(self.args, "oversample") - 1) * groups
         more = min(round(more), sampling.stream.size)
         with filling.cancelled_on_error():

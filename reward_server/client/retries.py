@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from reward_server import errors
 from reward_server.client.proxies import code_of
+from reward_server.wire_groups import PUSHBACK_KEY
 
 # Full jitter: uniform between 0 and a bound that doubles (AWS Architecture Blog, "Exponential Backoff And Jitter").
 _FIRST_BACKOFF_S = 0.1
@@ -165,7 +166,7 @@ def is_retryable(error: Any) -> bool:
 def pushback_of(error: Any) -> float | None:
     """The seconds that the server asks to wait (gRFC A6): negative for "do not retry", None if it does not ask."""
     for key, value in error.trailing_metadata() or ():
-        if key == "grpc-retry-pushback-ms":
+        if key == PUSHBACK_KEY:
             try:
                 return int(value) / 1000
             except ValueError:

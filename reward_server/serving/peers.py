@@ -20,6 +20,7 @@ from reward_server.addresses import LONGEST_SOCKET_PATH, Unix
 from reward_server.errors import ConfigError, OverloadedError, UnavailableError
 from reward_server.rendezvous import ranked
 from reward_server.types import Sample
+from reward_server.wire_groups import PUSHBACK_KEY
 
 PEER_METHOD = "JoinCohort"
 """The method among peers, beside those of the .proto: ScoreCompletion that is not forwarded again."""
@@ -94,7 +95,7 @@ def _error_of(error: grpc.aio.AioRpcError) -> errors.RewardServerError:
     """The error that has the code of the other process. Its push-back goes on; that it was one is counted there."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        pushback = [value for key, value in error.trailing_metadata() or () if key == "grpc-retry-pushback-ms"]
+        pushback = [value for key, value in error.trailing_metadata() or () if key == PUSHBACK_KEY]
         return OverloadedError(details, int(pushback[0]) / 1000 if pushback else None, reason="")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return UnavailableError(f"the process at which this group meets is not there: {details}")

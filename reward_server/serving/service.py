@@ -40,6 +40,7 @@ from reward_server.serving.scorer_set import ScorerSet
 from reward_server.serving.security import Security
 from reward_server.serving.single_flight import SingleFlight
 from reward_server.types import Group, Sample, Score, all_ok
+from reward_server.wire_groups import PUSHBACK_KEY
 
 log = logging.getLogger("reward_server")
 
@@ -311,7 +312,7 @@ def _caller_of(context: CallContext, metadata: Iterable[tuple[str, Any]]) -> str
 def _trailers(error: RewardServerError) -> tuple[tuple[str, str], ...]:
     """Push-back as in gRFC A6: the client waits that long before it sends the group again."""
     if isinstance(error, OverloadedError) and error.retry_after_s is not None:
-        return (("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))),)
+        return ((PUSHBACK_KEY, str(round(error.retry_after_s * 1000))),)
     return ()
 
 

@@ -36,7 +36,7 @@ def spare(name: str, step: int = 0, **more: Any) -> Spare:
 
 def filling(kept: list[bool], spares: list[Spare], rank: int = 0, ranks: int = 1) -> Filling:
     main = round_of(len(kept), kept, rank, ranks)
-    found = Filling(len(kept), [row.row for row in main.rows_N], main, spares)
+    found = Filling(len(kept), ["prompt"], main, spares)
     found.in_flight.clear()
     return found
 

@@ -1,11 +1,10 @@
-"""dynamic_sampling: a batch is filled with groups that have signal, and nothing that is useful is lost.
+"""dynamic_sampling: a batch is filled with groups that have signal, and a row brings along what is its.
 
 That gradients are those of the kept groups alone is shown in tests/end_to_end/test_dynamic_sampling.py.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,92 +21,13 @@ from grpo_plugin import RemoteGRPOTrainer
 from reward_server.errors import ConfigError, ScoringFailedError
 from reward_server.evaluation.recorded import read_records
 from tests.end_to_end.ranks import masked_rollout
-from tests.grpo_plugin.trainer.test_score_ahead import log_probs
+from tests.support.sampling import NAMES, SIZE, all_open, all_solved, data, passes, run
 from tests.support.servers import function
 from tests.support.training import remote
 
 pytestmark = pytest.mark.slow
 
 Serve = Callable[..., Any]
-SIZE = 4
-# One prompt in three is not solved by every completion. Two groups a step, so eight steps an epoch.
-NAMES = [f"{'solved' if number % 3 else 'open'} {number}" for number in range(16)]
-
-
-def passes(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    """1.2 for what is solved, which TRL's standard deviation takes for signal; else half of a group passes."""
-    return [1.2 if "solved" in prompt else float(row % 2) for row, prompt in enumerate(prompts)]
-
-
-def all_solved(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    return [1.2] * len(prompts)
-
-
-def all_open(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-    return [float(row % 2) for row in range(len(prompts))]
-
-
-class Spy(RemoteGRPOTrainer):
-    """Notes what is generated, with which weights, when scores are taken, and what is trained on."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self.events: list[str] = []
-        self.prompts: list[str] = []  # that were generated for
-        self.scored: list[str] = []
-        self.generated: list[int] = []  # how many prompts, by the end of each step
-        self.sampled_with: dict[int, dict[str, torch.Tensor]] = {}
-        self.batches: list[Any] = []
-        self.trained: list[dict[str, Any]] = []
-        super().__init__(*args, **kwargs)
-
-    def _generate_rows(self, rows_N: list[dict[str, Any]], groups: int, *more: Any) -> Any:
-        self.events.append("generate")
-        self.prompts += [row["prompt"] for row in rows_N[::SIZE]]
-        self.sampled_with[self.state.global_step] = copy.deepcopy(self.model.state_dict())
-        return super()._generate_rows(rows_N, groups, *more)
-
-    def _score_rows(self, round_: Any) -> None:
-        self.events.append("score")
-        self.scored += [row.prompt for row in round_.rows_N[::SIZE]]
-        super()._score_rows(round_)
-
-    def _train_on(self, batch: Any) -> Any:
-        self.events.append("train")
-        self.generated.append(len(self.prompts))
-        self.batches.append(batch)
-        self.trained.append(super()._train_on(batch))
-        return self.trained[-1]
-
-    def kept(self) -> list[list[str]]:
-        """The prompts of each step's groups."""
-        return [[row.prompt for row in batch.rows_N[::SIZE]] for batch in self.batches]
-
-    def logged(self, name: str) -> list[float]:
-        return [line[name] for line in self.state.log_history if name in line]
-
-
-def data(names: list[str] = NAMES) -> Dataset:
-    return Dataset.from_dict({"prompt": names, "name": names})
-
-
-def run(
-    model: str, folder: Path, reward: Any = passes, server: Any = None, resume: str | None = None, **changes: Any
-) -> Spy:
-    made = {
-        name: changes.pop(name)
-        for name in ("train_dataset", "eval_dataset", "rollout_func", "peft_config", "tools", "processing_class")
-        if name in changes
-    }
-    args = remote(folder, server, **{"dynamic_sampling": True, "max_steps": 6, "token_batches": True, **changes})
-    trainer = Spy(model, reward_funcs=reward, args=args, **{"train_dataset": data(), **made})
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-def old(batch: dict[str, Any], row: int) -> torch.Tensor:
-    """The old log-probabilities of a row's own tokens; where rows are padded there are some of padding too."""
-    found: torch.Tensor = batch["old_per_token_logps"][row] * batch["completion_mask"][row]
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ filling
@@ -163,127 +83,6 @@ def test_epochs_and_steps_keep_their_meaning(tiny_model: str, tmp_path: Path) ->
     off = run(tiny_model, tmp_path / "off", dynamic_sampling=False, num_train_epochs=2, max_steps=-1)
     assert on.state.global_step == off.state.global_step == 16
     assert set(on.prompts) == set(NAMES)
-
-
-# -------------------------------------------------------------------------------------------- waiting, and what is kept
-
-
-def test_a_round_is_generated_while_the_one_before_it_is_scored(tiny_model: str, tmp_path: Path) -> None:
-    names = [f"{'solved' if number % 3 else 'open'} {number}" for number in range(96)]
-    trainer = run(tiny_model, tmp_path, train_dataset=data(names), per_device_train_batch_size=32)
-    first, *later, _ = "".join(event[0] for event in trainer.events).split("t")
-    assert first.startswith("gs"), "nothing is known before the first scores"
-    assert all(step.startswith("gg") for step in later), later
-
-
-@pytest.mark.oldest_trl
-def test_what_is_generated_beyond_need_is_trained_on_next_with_the_log_probs_of_its_own_policy(
-    tiny_model: str, tmp_path: Path
-) -> None:
-    trainer = run(tiny_model, tmp_path, oversample=2.0, max_steps=8)
-    assert any(row.old_log_probs is not None for batch in trainer.batches for row in batch.rows_N)
-    assert set(trainer.logged("sampling/age")) > {0.0}
-    assert max(trainer.logged("sampling/age")) <= 1
-    for step, batch in enumerate(trainer.trained):
-        rows = trainer.batches[step].rows_N
-        if not trainer.batches[step].has_old:
-            assert "old_per_token_logps" not in batch
-            continue
-        now = log_probs(trainer, tiny_model, trainer.sampled_with[step], batch)
-        before = log_probs(trainer, tiny_model, trainer.sampled_with[step - 1], batch)
-        for row, sampled in enumerate(rows):
-            expected = now[row] if sampled.old_log_probs is None else before[row]
-            assert torch.allclose(old(batch, row), expected, atol=1e-5)
-
-
-def test_a_full_batch_waits_for_no_scores_and_the_next_one_finds_them(tiny_model: str, tmp_path: Path) -> None:
-    names = [f"{'solved' if number % 3 else 'open'} {number}" for number in range(96)]
-    options = {"train_dataset": data(names), "per_device_train_batch_size": 32, "oversample": 1.5}
-    trainer = run(tiny_model, tmp_path, **options)
-    events = "".join(event[0] for event in trainer.events).split("t")[1:-1]
-    generated, scored = "".join(events).count("g"), "".join(events).count("s")
-    assert generated >= scored
-    assert sum(step.rstrip("t").count("g") > 1 and step.startswith("gg") for step in events) >= 4, events
-    assert trainer.logged("sampling/unfilled") == [0.0] * 6
-    later = trainer.logged("sampling/age")[1:]
-    assert all(0 < age <= 1 for age in later), "each batch after the first has groups of the one before"
-    kept = [row for batch in trainer.batches for row in batch.rows_N]
-    assert len({id(row) for row in kept}) == len(kept), "no group is trained on twice"
-
-
-def test_at_age_0_nothing_is_kept(tiny_model: str, tmp_path: Path) -> None:
-    trainer = run(tiny_model, tmp_path, oversample=2.0, max_group_age=0)
-    assert trainer.logged("sampling/age") == [0.0] * 6
-    assert not any(batch.has_old for batch in trainer.batches)
-    assert sum(trainer.logged("sampling/surplus")) > 0, "what was left over is counted"
-
-
-def test_with_score_ahead_scores_are_waited_for_behind_the_next_generation(
-    tiny_model: str, tmp_path: Path, serve: Serve
-) -> None:
-    server = serve(function("signal_in_half"))
-    names = [f"prompt {number}" for number in range(16)]
-    trainer = run(tiny_model, tmp_path, None, server, train_dataset=data(names), score_ahead=1, max_steps=7)
-    even = sum(int(prompt[-1]) % 2 == 0 for step in trainer.kept() for prompt in step)
-    assert even == sum(trainer.logged("sampling/unfilled"))
-    events = "".join(event[0] for event in trainer.events).split("t")
-    assert any("sgg" in step for step in events), "a round for this batch, and the next batch before its scores"
-    assert all(batch.has_old for batch in trainer.batches)
-    for step, batch in enumerate(trainer.trained):
-        at = [trainer.sampled_with[max(0, step - age)] for age in (0, 1)]
-        now, before = (log_probs(trainer, tiny_model, weights, batch) for weights in at)
-        for row, sampled in enumerate(trainer.batches[step].rows_N):
-            expected = now[row] if sampled.old_log_probs is None else before[row]
-            assert torch.allclose(old(batch, row), expected, atol=1e-5), (step, row)
-
-
-# -------------------------------------------------------------------------------------------------- runs, breaks, seeds
-
-
-def test_a_seed_gives_the_same_run_again(tiny_model: str, tmp_path: Path) -> None:
-    one, other = (run(tiny_model, tmp_path / name, oversample=1.5) for name in ("one", "other"))
-    assert one.prompts == other.prompts
-    assert all(torch.equal(v, other.model.state_dict()[k]) for k, v in one.model.state_dict().items())
-
-
-def test_a_run_that_resumes_visits_what_the_whole_run_visits(tiny_model: str, tmp_path: Path) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 1, "max_group_age": 0}
-    whole = run(tiny_model, tmp_path, **saving)
-    resumed = run(tiny_model, tmp_path / "b", resume=str(Path(whole.args.output_dir) / "checkpoint-3"), **saving)
-    assert resumed.prompts == whole.prompts[whole.generated[2] :]
-    assert resumed.kept() == whole.kept()[3:]
-
-
-@pytest.mark.parametrize("ahead", [0, 1])
-def test_prompts_of_groups_that_a_break_loses_come_first_after_it(
-    tiny_model: str, tmp_path: Path, serve: Serve, ahead: int
-) -> None:
-    """Those of the surplus and, with score_ahead, of the batch that is being scored."""
-    saving = {"save_strategy": "steps", "save_steps": 1, "oversample": 3.0, "score_ahead": ahead}
-    names = [f"prompt {number}" for number in range(16)]
-    server = serve(function("signal_in_half"))
-    whole = run(tiny_model, tmp_path, None, server, train_dataset=data(names), **saving)
-    lost = [index for index in range(1, 6) if _returned(whole, index)]
-    assert lost
-    folder = Path(whole.args.output_dir) / f"checkpoint-{lost[0]}"
-    resumed = run(tiny_model, tmp_path / "b", None, server, str(folder), train_dataset=data(names), **saving)
-    returned = [names[index] for index in _returned(whole, lost[0])][
-        :4
-    ]  # as many as oversample adds to the first batch
-    assert resumed.prompts[2 : 2 + len(returned)] == returned, "after the two of TRL's own batch"
-
-
-def _returned(trainer: Spy, step: int) -> list[int]:
-    path = Path(trainer.args.output_dir) / f"checkpoint-{step}" / "sampling.json"
-    found: list[int] = __import__("json").loads(path.read_text())["stream"]["returned"]
-    return found
-
-
-def test_a_second_run_of_the_same_trainer_begins_anew(tiny_model: str, tmp_path: Path) -> None:
-    trainer = run(tiny_model, tmp_path, oversample=2.0, max_steps=3)
-    first, trainer.prompts = trainer.prompts, []
-    trainer.train()
-    assert trainer.prompts == first
 
 
 def test_evaluation_is_as_without_it(tiny_model: str, tmp_path: Path) -> None:
