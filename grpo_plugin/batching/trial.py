@@ -219,7 +219,8 @@ class Trial:
         apart = moved.mean().item() <= self._tolerance if leaked == 0.0 else moved.max().item() <= _MOVES and not leaked
         if apart:
             return None
-        return f"{what} do not stay apart: other rows move log-probabilities by up to {moved.max():.1g}"
+        reached = f", and their gradients reach other rows by up to {leaked:.1g}" if leaked else ""
+        return f"{what} do not stay apart: other rows move log-probabilities by up to {moved.max():.1g}{reached}"
 
     def _wrong_gradient(self, run: _Run) -> str | None:
         everyone = range(len(_ROWS))
