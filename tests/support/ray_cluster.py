@@ -112,6 +112,9 @@ def apart() -> dict[str, str]:
     option that forbids it as text, and gRPC ignores that. So it is with the proxy to which HAProxy hands calls while it
     knows of no replica. Without RAY_ADDRESS, `serve run` joins a cluster that runs on
     this machine already, whose Serve has its own gRPC port.
+
+    And those that let it run while other tests keep the machine busy: two busy processes starve workers of niceness 15,
+    which is Ray's default, and Ray kills a proxy that takes long to start or to answer.
     """
     first = _free_range()
     return {
@@ -124,6 +127,10 @@ def apart() -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60",
     }
 
 

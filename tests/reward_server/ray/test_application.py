@@ -7,15 +7,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import yaml
+from ray import serve
+from ray.exceptions import GetTimeoutError
 
 from reward_server.config import config_from_mapping
 from reward_server.errors import ConfigError
 from reward_server.ray.application import app
 from reward_server.ray.configuration import config_of, name_of
+from reward_server.ray.siblings import Siblings
 from reward_server.ray.takeover import State, Takeover
 from reward_server.serving.server import RewardServer
 from tests.support.pages import blocks_of
@@ -204,3 +207,14 @@ async def test_a_leader_that_died_between_hold_and_switch_has_a_successor_that_e
     await replicas.servers.pop(0).shutdown()
     await asyncio.wait_for(replicas.start(NEW, leads=True), 5)
     assert len(set(replicas.digests())) == 1
+
+
+async def test_a_controller_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(*_: object) -> NoReturn:
+        raise GetTimeoutError("the controller restarts")
+
+    monkeypatch.setattr(serve, "status", no_answer)
+    monkeypatch.setattr(serve, "get_deployment_handle", no_answer)
+    siblings = Siblings("application", "RewardServer")
+    assert await siblings.running() is None
+    assert [type(answer) for answer in await siblings.ask("tell", "")] == [GetTimeoutError]
