@@ -214,8 +214,8 @@ class Trial:
             moves.append((run(self._rows.changed(rows)).float() - base.float())[valid].abs())
         moved = torch.cat(moves)
         gradient = self._gradient(run, _SETS[0])
-        others = self._rows.ids[~self._rows.kept(_SETS[0])]
-        leaked = None if gradient is None else gradient[others].abs().max().item()
+        others = self._rows.only_outside(_SETS[0])
+        leaked = None if gradient is None or not len(others) else gradient[others].abs().max().item()
         apart = moved.mean().item() <= self._tolerance if leaked == 0.0 else moved.max().item() <= _MOVES and not leaked
         if apart:
             return None

@@ -69,6 +69,12 @@ class TrialRows:
             kept[number, self.prompts :] &= number in rows
         return kept
 
+    def only_outside(self, rows: Collection[int]) -> torch.Tensor:
+        """The ids that only other places hold. There may be none: rows of a small vocabulary share ids."""
+        kept = self.kept(rows)
+        others = self.ids[~kept].unique()
+        return others[~torch.isin(others, self.ids[kept])]
+
     def changed(self, rows: Collection[int]) -> TrialRows:
         """The rows with every token changed that is not of these, padding included."""
         place = torch.zeros(int(self._pool.max()) + 1, dtype=torch.int64, device=self.ids.device)

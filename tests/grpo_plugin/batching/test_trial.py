@@ -60,6 +60,13 @@ def test_models_that_carry_state_along_the_sequence_are_not_packed(
     assert "for this model" in caplog.text
 
 
+@pytest.mark.parametrize("vocabulary", [8, 30, 100])
+def test_a_small_vocabulary_whose_rows_share_ids_changes_nothing(vocabulary: int) -> None:
+    (leaks, options), *_ = CARRY_STATE.items()
+    assert isinstance(layout_of(make_model("llama", **{**PACKED["llama"], "vocab_size": vocabulary})), PackedLayout)
+    assert not isinstance(layout_of(make_model(leaks, **{**options, "vocab_size": vocabulary})), PackedLayout)
+
+
 @pytest.mark.parametrize("scale", [0.02, 0.2])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", ["biogpt", "gpt2"])
@@ -245,3 +252,12 @@ def test_other_rows_tokens_all_change_and_those_of_the_kept_rows_do_not() -> Non
     kept = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [0] * 7]).bool()  # the second row's prompt is the first's too
     assert torch.equal(rows.kept((0,)), kept)
     assert torch.equal(changed.ids == rows.ids, kept)
+    assert sorted(rows.only_outside((0,)).tolist()) == sorted(set(rows.ids[~kept].tolist()))
+
+
+def test_ids_that_kept_rows_hold_too_say_nothing_of_others() -> None:
+    rows = TrialRows.make((Lengths(0, 4, 3), Lengths(1, 2, 2)), 10, (), "cpu")
+    kept, others = (set(rows.ids[where].tolist()) for where in (rows.kept((0,)), ~rows.kept((0,))))
+    assert kept & others
+    assert set(rows.only_outside((0,)).tolist()) == others - kept
+    assert not len(TrialRows.make((Lengths(0, 4, 3), Lengths(1, 2, 2)), 3, (), "cpu").only_outside((0,)))
