@@ -248,7 +248,7 @@ async def test_the_key_is_sent_and_shown_nowhere(
     assert engine.asked[0].headers["authorization"] == f"Bearer {KEY}"
     said = f"{score.message} {caplog.text} {scorer.version} {scorer.options!r} {scorer.options.model_dump_json()}"
     assert KEY not in said
-    assert score.status is Status.FAILED
+    assert score.status in (Status.FAILED, Status.TIMEOUT)  # after a 500 it is asked again, until the deadline
 
 
 def test_another_key_is_no_other_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
