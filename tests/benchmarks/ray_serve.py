@@ -11,11 +11,14 @@ with 1, 2 and 4 replicas, it shows whether the calls find all of them.
 from __future__ import annotations
 
 import argparse
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from reward_server.client import RewardClient
 from reward_server.launch import launch_server
