@@ -32,7 +32,7 @@ async def test_calls_scores_and_times_are_counted_by_method_code_scorer_and_stat
         await caller.score(make_group(["ab", "abcd"]))
         await caller.score(make_group(["ab", "raise"]))
         await caller.refusal(make_group(["a"], scorers=("none",)))
-        seen = await page(caller)
+        seen = await page_where(caller, lambda seen: not seen("calls_in_flight"))
     assert seen("calls_created_total", method="ScoreGroup") == 3
     assert seen("calls_finished_total", method="ScoreGroup", code="OK") == 2
     assert seen("calls_finished_total", method="ScoreGroup", code="INVALID_ARGUMENT") == 1
@@ -65,7 +65,7 @@ async def test_a_call_that_is_pushed_back_is_a_shed_with_its_reason() -> None:
         pending = asyncio.create_task(caller.score(make_group(["sleep 20"])))
         await page_where(caller, lambda seen: seen("queued_groups") == 1)
         code, _ = await caller.refusal(make_group(["ab"], group_id="other"))
-        seen = await page(caller)
+        seen = await page_where(caller, lambda seen: seen("calls_in_flight") == 1)
         pending.cancel()
         await asyncio.wait({pending})
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -13,7 +13,6 @@ from reward_server.client import AsyncRewardClient
 from reward_server.types import GroupScores
 from tests.support import gated
 from tests.support.builders import make_group
-from tests.support.observed import Page
 from tests.support.served import PAGE, Caller, page_where, served
 
 GATED = {"type": "tests.support.gated:Gated", "name": "gated", "timeout_s": 120}
@@ -51,7 +50,7 @@ async def test_a_herd_of_64_ranks_with_100_groups_each_is_scored_whole_and_in_tu
         await page_where(caller, lambda seen: seen("queued_groups") == 6400, timeout_s=90)
         gated.opened.set()
         answers = await asyncio.gather(*tasks)
-        seen = await asyncio.to_thread(Page.at, caller.server.metrics_url or "")
+        seen = await page_where(caller, lambda seen: not seen("calls_in_flight"))
         assert [client._retries.counts.retries for client in clients] == [0] * 64
     assert len(answers) == 6400
     assert all(score.value == 1.0 for answer in answers for score in answer.scorers[0].scores)
@@ -85,6 +84,6 @@ async def test_a_full_server_pushes_the_greedy_back_and_lets_another_in() -> Non
         assert modest._retries.counts.retries == 0
         gated.opened.set()
         answers = await asyncio.gather(*tasks)
-        seen = await page_where(caller, lambda seen: not seen("queued_completions"))
+        seen = await page_where(caller, lambda seen: not seen("calls_in_flight"))
     assert len(answers) == 203
     assert seen.total("calls_created_total") == seen.total("calls_finished_total") > 303

@@ -233,11 +233,11 @@ def test_one_metrics_page_adds_up_what_all_of_them_count(tmp_path: Path) -> None
         for _ in range(24):
             with grpc.insecure_channel(server.endpoint, options) as channel:
                 ask(pb_grpc.RewardServiceStub(channel))
-        counted = page(port)
-        assert counted['reward_server_calls_finished_total{code="OK",method="ScoreGroup"}'] == 24
+        finished = 'reward_server_calls_finished_total{code="OK",method="ScoreGroup"}'
+        assert wait_until(lambda: page(port).get(finished) == 24, 20)
         os.kill(min(descendants(server.pid)), signal.SIGKILL)
         assert wait_until(lambda: len(descendants(server.pid)) == 2, 20)
-        assert page(port)['reward_server_calls_finished_total{code="OK",method="ScoreGroup"}'] == 24
+        assert page(port)[finished] == 24
 
 
 def page(port: int) -> dict[str, float]:
