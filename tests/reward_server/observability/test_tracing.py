@@ -20,6 +20,7 @@ from tests.support.builders import make_dataset, make_group
 from tests.support.served import LENGTH, misbehaving, served
 from tests.support.servers import function as server_function
 from tests.support.training import remote
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,9 @@ async def test_a_call_that_fails_or_is_cancelled_ends_its_spans_as_errors(spans:
         with RewardClient(caller.server.endpoints[0]) as client:
             with pytest.raises(InvalidGroupError):
                 await asyncio.wrap_future(client.submit(make_group(["ab"], scorers=("none",))))
+            await caller.server._service.idle()
             pending = client.submit(make_group(["sleep 600"]))
-            await asyncio.sleep(0.3)
+            await until(lambda: caller.server._service.calls == 1)
             pending.cancel()
             await caller.server._service.idle()
     sent = [span for span in spans.get_finished_spans() if span.name == "reward.score"]
